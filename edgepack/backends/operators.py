@@ -71,9 +71,9 @@ def matrix_product(rows: int, weights: int, outputs: int) -> tuple[Op, ...]:
 def convolution(
     outputs: int, columns: int, kernel: tuple[int, ...], places: tuple[int, ...], groups: int
 ) -> tuple[Op, ...]:
-    """A convolution as of `patches`; one of a single place and group is a matrix."""
+    """A convolution as of `patches`, and of a single place and group as well."""
     if prod(kernel) == 1 and groups == 1:
-        return (Op(WEIGHT, "matmul", outputs, columns, prod(places)),)
+        return (Op(WEIGHT, "conv", outputs, columns, prod(places), kernel),)
     return patches(outputs, columns, kernel, places, groups)
 
 

@@ -13,6 +13,10 @@ TABULATED: Mapping[Format, tuple[Scheme, ...]] = {
     fmt: tuple(scheme for scheme in schemes if scheme.estimated_like is None) for fmt, schemes in SCHEMES.items()
 }
 """Those of them that tables of costs are filled with; all others are estimated by one of these."""
+CONVOLVED: Mapping[Format, tuple[Scheme, ...]] = {
+    fmt: (facts.schemes.fp32, *facts.schemes.dense_int8) for fmt, facts in FACTS.items()
+}
+"""Those of convolutions: what a runtime has kernels of patches for."""
 CORRECTED: Mapping[Format, tuple[Scheme, ...]] = {
     backend: tuple(scheme for scheme in schemes if scheme.correction) for backend, schemes in SCHEMES.items()
 }

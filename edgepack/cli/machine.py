@@ -118,8 +118,8 @@ def costs(
     """Show the counted costs that builds for other CPUs choose by.
 
     And how well they interpolate. Tables for rpi4, rpi3b+, rpi-zero2w, rpi5 and rk3566 are shipped. With --fill,
-    another CPU is counted, or schemes that its table lacks: some twenty minutes, kept in edgepack's cache, and resumed
-    where it was interrupted.
+    another CPU is counted, or schemes and convolutions that its table lacks: some forty minutes, kept in edgepack's
+    cache, and resumed where it was interrupted.
 
     Example: edgepack emulator costs --target rpi4
     """

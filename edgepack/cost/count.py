@@ -8,17 +8,20 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgepack.backends.registry import TOOLS, backend
-from edgepack.backends.schemes import TABULATED
+from edgepack.backends.registry import TOOLS, KnownFormat, backend
+from edgepack.backends.schemes import CONVOLVED, TABULATED
 from edgepack.cost import layer_files
 from edgepack.cost.emulated import (
     LEVELS,
     CallCost,
+    ConvCosts,
+    ConvGrid,
     CostTable,
     Deviation,
     Grid,
@@ -36,7 +39,7 @@ from edgepack.devices.device import Job
 from edgepack.devices.emulated import EmulatedDevice
 from edgepack.emulator.counts import Counts, middle, per_inference
 from edgepack.errors import TransientDeviceError
-from edgepack.model.point import Point, linear_point
+from edgepack.model.point import Point, conv_point, linear_point
 from edgepack.model.scheme import Format, Scheme
 from edgepack.model.structure import RANK_TILE
 from edgepack.plan.candidates import break_even_rank
@@ -63,9 +66,16 @@ TIMEOUT_S = 3600.0
 
 STANDARD_GRID = Grid(sides=(16, 128, 512, 2048), ranks=(8, 32, 128, 512), batches=(1, 4, 16))
 """Counts are linear in each side between these; the batches are those at which kernels change from row to tile."""
+STANDARD_CONV_GRID = ConvGrid(channels=(8, 16, 64, 256), kernels=(3, 5), sides=(7, 14))
+"""A thousand million multiplications per scheme; counts go on linearly beyond, in places most of all. A tile of kernels
+costs the same half empty as full, and none has fewer channels than 8."""
 
 HELD_OUT = 24
 HELD_OUT_BATCHES = (1, 1, 2, 4, 8)
+HELD_OUT_KERNELS = ((1, 1), (3, 3), (5, 5), (3, 1), (1, 3))
+HELD_OUT_PLACES = (49, 56, 100, 196, 196, 784)
+HELD_OUT_MACS = 30_000_000
+"""Of a convolution at most: channels are halved until it has no more."""
 SMALLEST_SIDE = 32
 FEW_LINES = 256
 """Misses below this many lines (16 KiB) are left out of the error: a share of next to nothing says nothing."""
@@ -234,19 +244,21 @@ def fill_table(
     grid: Grid = STANDARD_GRID,
     progress: Progress = silent,
     *,
+    convolutions: ConvGrid | None = STANDARD_CONV_GRID,
     held_out: int = HELD_OUT,
     cache: Cache | None = None,
 ) -> CostTable:
-    """Counts one linear layer at every point of a grid on an emulated target, and keeps the table in the cache folder.
+    """Counts one layer at every point of the grids on an emulated target, and keeps the table in the cache folder.
 
     A table that is there already, of the same grid, emulator and runtimes, is completed by the schemes that it lacks.
-    Every point that is counted is kept, so an interrupted call goes on where it was. The standard grid takes some ten
-    minutes of one core, and once as much for the model files, which all targets share.
+    Every point that is counted is kept, so an interrupted call goes on where it was. The standard grids take some
+    twenty minutes of one core, and once as much for the model files, which all targets share.
 
     Args:
         target: aarch64 or x86_64, with known caches.
-        grid: where to count.
+        grid: where to count linear layers.
         progress: told of every group of points.
+        convolutions: where to count convolutions; None for none.
         held_out: how many random layers between the points are counted to state the interpolation error; each in every
             scheme.
         cache: of the counts.
@@ -261,23 +273,44 @@ def fill_table(
         open_workspace(cache or Cache(), seed=SEED, progress=progress) as workspace,
         closing(Counter(target, workspace)) as counter,
     ):
-        blank = _blank_table(target, grid, counter)
-        known = _known(table_for(target), blank)
-        lacking = {
-            fmt: [scheme for scheme in TABULATED[fmt] if scheme.name not in known.costs[fmt]] for fmt in target.formats
-        }
-        schemes = [scheme for fmt in target.formats for scheme in lacking[fmt]]
-        others = [p for fmt in target.formats for p in held_out_points(grid, fmt, held_out) if p.scheme in schemes]
-        counts = counter.count([*(p for scheme in schemes for p in grid.points(scheme)), *others])
-    new = {fmt: {scheme.name: _column(counts, grid, scheme) for scheme in own} for fmt, own in lacking.items()}
-    table = replace(known, costs={fmt: {**known.costs[fmt], **new[fmt]} for fmt in target.formats})
-    if others:
-        found = _held_out(table, {point: counts[point] for point in others})
-        table = replace(
-            table, held_out={fmt: {**known.held_out.get(fmt, {}), **found.get(fmt, {})} for fmt in target.formats}
-        )
+        table = _known(table_for(target), _blank_table(target, grid, counter))
+        others = {fmt: held_out_points(grid, fmt, held_out) for fmt in target.formats}
+        costs, seen = _counted_more(table, TABULATED, others, counter)
+        table = replace(table, costs=costs)
+        table = replace(table, held_out=_held_out(table, table.held_out, seen))
+        if convolutions is not None:
+            part = table.convolutions
+            if part is None or part.grid != convolutions:
+                part = ConvCosts(convolutions, {fmt: {} for fmt in target.formats})
+            others = {fmt: held_out_convolutions(convolutions, fmt, held_out) for fmt in target.formats}
+            costs, seen = _counted_more(part, CONVOLVED, others, counter)
+            part = replace(part, costs=costs)
+            part = replace(part, held_out=_held_out(replace(table, convolutions=part), part.held_out, seen))
+            table = replace(table, convolutions=part)
     save_table(table, own_folder() / table_name(target))
     return table
+
+
+Costs = Mapping[KnownFormat, Mapping[str, SchemeCosts]]
+Errors = Mapping[KnownFormat, Mapping[str, HeldOut]]
+
+
+def _counted_more(
+    part: CostTable | ConvCosts,
+    schemes: Mapping[Format, Sequence[Scheme]],
+    others: Mapping[Format, Sequence[Point]],
+    counter: Counter,
+) -> tuple[Costs, dict[Point, Counts]]:
+    """Costs with those of the schemes that are lacking, and counts of the other points in these schemes."""
+    lacking = {fmt: [scheme for scheme in schemes[fmt] if scheme.name not in own] for fmt, own in part.costs.items()}
+    new = [scheme for own in lacking.values() for scheme in own]
+    asked = [point for own in others.values() for point in own if point.scheme in new]
+    counts = counter.count([*(point for scheme in new for point in part.grid.points(scheme)), *asked])
+    costs = {
+        fmt: {**own, **{scheme.name: _column(counts, part.grid, scheme) for scheme in lacking[fmt]}}
+        for fmt, own in part.costs.items()
+    }
+    return costs, {point: counts[point] for point in asked}
 
 
 def _blank_table(target: Target, grid: Grid, counter: Counter) -> CostTable:
@@ -301,8 +334,8 @@ def _known(table: CostTable | None, blank: CostTable) -> CostTable:
     """The table that is there already, where what it holds was counted as the blank one would be; else the blank."""
     if table is None or set(table.costs) != set(blank.costs):
         return blank
-    like = replace(blank, calls=table.calls, costs=table.costs, held_out=table.held_out)
-    return table if table == like else blank
+    held = {name: getattr(table, name) for name in ("calls", "costs", "held_out", "convolutions")}
+    return table if table == replace(blank, **held) else blank
 
 
 def held_out_points(grid: Grid, fmt: Format, count: int = HELD_OUT, seed: int = SEED) -> list[Point]:
@@ -324,7 +357,22 @@ def held_out_points(grid: Grid, fmt: Format, count: int = HELD_OUT, seed: int = 
     return points
 
 
-def _column(counts: Mapping[Point, Counts], grid: Grid, scheme: Scheme) -> SchemeCosts:
+def held_out_convolutions(grid: ConvGrid, fmt: Format, count: int = HELD_OUT, seed: int = SEED) -> list[Point]:
+    """Random convolutions, each in every scheme: channels inside of the grid, in multiples of a tile, as those of most
+    networks and all ranks are; kernels along one axis as well; places between those of the grid and beyond."""
+    rng = np.random.default_rng(seed)
+    points: list[Point] = []
+    low, high = np.log(max(grid.channels[0], RANK_TILE)), np.log(grid.channels[-1])
+    for _ in range(count):
+        rows, columns = (RANK_TILE * round(float(side) / RANK_TILE) for side in np.exp(rng.uniform(low, high, 2)))
+        kernel, places = HELD_OUT_KERNELS[rng.integers(len(HELD_OUT_KERNELS))], int(rng.choice(HELD_OUT_PLACES))
+        while rows * columns * prod(kernel) * places > HELD_OUT_MACS:
+            rows, columns = (max(RANK_TILE, side // 2 // RANK_TILE * RANK_TILE) for side in (rows, columns))
+        points += [conv_point(scheme, rows, columns, kernel, places) for scheme in CONVOLVED[fmt]]
+    return points
+
+
+def _column(counts: Mapping[Point, Counts], grid: Grid | ConvGrid, scheme: Scheme) -> SchemeCosts:
     own = [counts[point] for point in grid.points(scheme)]
     levels = LEVELS[: len(own[0].misses)]
     misses = {level: tuple(_whole(one.misses[level]) for one in own) for level in levels}
@@ -341,12 +389,13 @@ def _whole(count: float) -> int:
     return max(0, round(count))
 
 
-def _held_out(table: CostTable, counts: Mapping[Point, Counts]) -> dict[Format, dict[str, HeldOut]]:
-    """Errors of the interpolation at points that the table does not hold, by format and scheme."""
+def _held_out(table: CostTable, known: Errors, counts: Mapping[Point, Counts]) -> Errors:
+    """Errors of the interpolation, by format and scheme: those that are known, and those at points that the table does
+    not hold."""
     schemes: dict[Scheme, dict[Point, Counts]] = {}
     for point, counted in counts.items():
         schemes.setdefault(point.scheme, {})[point] = counted
-    found: dict[Format, dict[str, HeldOut]] = {}
+    found: dict[KnownFormat, dict[str, HeldOut]] = {fmt: {**own} for fmt, own in known.items()}
     for scheme, own in schemes.items():
         found.setdefault(scheme.backend, {})[scheme.name] = _errors(table, own)
     return found
@@ -357,10 +406,10 @@ def _errors(table: CostTable, counts: Mapping[Point, Counts]) -> HeldOut:
     between: list[float] = []
     misses: dict[Level, list[float]] = {level: [] for level in table.levels if level != "L1i"}
     for point, counted in counts.items():
-        guess = interpolate(table, point)
-        if guess is None:
+        guess, part = interpolate(table, point), table.of(point)
+        if guess is None or part is None:
             continue
-        shares = on_grid if point.batch in table.grid.batches else between
+        shares = on_grid if point.batch in part.grid.axes[-1] else between
         shares.append(abs(guess.instructions / counted.instructions - 1))
         for level, missed in misses.items():
             if max(counted.misses[level], guess.misses[level]) >= FEW_LINES:

@@ -1,4 +1,5 @@
-"""The cost table of an emulated CPU and its file: counts of one linear layer over shapes, ranks and batches."""
+"""The cost table of an emulated CPU and its file: counts of one linear layer over shapes, ranks and batches, and of one
+convolution over channels, kernels and sizes of images."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from edgepack.backends.registry import KnownFormat
 from edgepack.backends.schemes import SCHEMES
 from edgepack.emulator.plugin import cache_arguments
 from edgepack.errors import TargetsError
-from edgepack.model.point import Point, linear_point
+from edgepack.model.point import Point, conv_point, is_convolution, is_linear, linear_point
 from edgepack.model.scheme import Scheme
 from edgepack.targets.target import Target
 from edgepack.validation import plain_ascii, read_json
@@ -26,6 +27,9 @@ SCHEMA_VERSION = 1
 Level = Literal["L1i", "L1d", "L2", "L3", "L4"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 """Cache levels, named and ordered as in `edgepack.emulator.counts`."""
+
+Axes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Of a grid: knots of outputs and of inputs; of what lies on planes of its own behind the first; of vectors."""
 
 MAX_BYTES = 4 << 20
 MAX_COUNT = 10**13
@@ -37,11 +41,17 @@ _NAMES = ("l1i", "l1d", "l2", "l3", "l4")
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a table has counts, each axis ascending; `sides` are those of both `out_features` and `in_features`."""
+    """Where a table has counts of linear layers, each axis ascending; `sides` are those of both `out_features` and
+    `in_features`."""
 
     sides: tuple[int, ...]
     ranks: tuple[int, ...]
     batches: tuple[int, ...]
+
+    @property
+    def axes(self) -> Axes:
+        """Sides, what there is of a layer beside the dense one, and vectors that it multiplies."""
+        return self.sides, self.ranks, self.batches
 
     @property
     def size(self) -> int:
@@ -52,6 +62,41 @@ class Grid:
         """All points of one scheme: out, in, rank (dense first) and batch, the last running fastest."""
         for rows, columns, rank, batch in product(self.sides, self.sides, (None, *self.ranks), self.batches):
             yield linear_point(scheme, rows, columns, rank, batch)
+
+
+@dataclass(frozen=True)
+class ConvGrid:
+    """Where a table has counts of convolutions, each axis ascending.
+
+    Attributes:
+        channels: that they give, and that they take.
+        kernels: sizes of square kernels; there is 1×1 beside these.
+        sides: of square images.
+    """
+
+    channels: tuple[int, ...]
+    kernels: tuple[int, ...]
+    sides: tuple[int, ...]
+
+    @property
+    def axes(self) -> Axes:
+        """Channels, places of the kernels beside that of one place, and places of the images."""
+        return self.channels, _squares(self.kernels), _squares(self.sides)
+
+    @property
+    def size(self) -> int:
+        """Points of one scheme."""
+        return len(self.channels) ** 2 * (1 + len(self.kernels)) * len(self.sides)
+
+    def points(self, scheme: Scheme) -> Iterator[Point]:
+        """All points of one scheme: out, in, kernel (1×1 first) and image, the last running fastest."""
+        kernels, places = (1, *self.kernels), _squares(self.sides)
+        for rows, columns, kernel, count in product(self.channels, self.channels, kernels, places):
+            yield conv_point(scheme, rows, columns, (kernel, kernel), count)
+
+
+def _squares(sides: Iterable[int]) -> tuple[int, ...]:
+    return tuple(side * side for side in sides)
 
 
 @dataclass(frozen=True)
@@ -101,8 +146,22 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class ConvCosts:
+    """What an emulated CPU does for one convolution.
+
+    Attributes:
+        costs: by format and scheme.
+        held_out: by format and scheme; empty where no points were held out.
+    """
+
+    grid: ConvGrid
+    costs: Mapping[KnownFormat, Mapping[str, SchemeCosts]]
+    held_out: Mapping[KnownFormat, Mapping[str, HeldOut]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class CostTable:
-    """What an emulated CPU does for one linear layer.
+    """What an emulated CPU does for one linear layer, or one convolution.
 
     Attributes:
         core, isa, caches: of the CPU: the table answers for targets that agree in all three. `caches` are as the
@@ -113,6 +172,7 @@ class CostTable:
         calls: per format, counts of one call of the runtime, which no layer contains.
         costs: by format and scheme.
         held_out: by format and scheme; empty where no points were held out.
+        convolutions: the same three of convolutions; None where none were counted.
     """
 
     core: str
@@ -125,7 +185,14 @@ class CostTable:
     calls: Mapping[KnownFormat, CallCost]
     costs: Mapping[KnownFormat, Mapping[str, SchemeCosts]]
     held_out: Mapping[KnownFormat, Mapping[str, HeldOut]] = field(default_factory=dict)
+    convolutions: ConvCosts | None = None
     schema_version: int = SCHEMA_VERSION
+
+    def of(self, point: Point) -> CostTable | ConvCosts | None:
+        """The grid and the counts of layers like this one; None where there are none."""
+        if is_convolution(point):
+            return self.convolutions
+        return self if is_linear(point.ops) and not point.structure.is_correction else None
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -225,40 +292,43 @@ def _impossible(table: CostTable) -> Iterator[str]:
         found = _CACHE.fullmatch(argument)
         if found is None or f"l{found[1]}" != name:
             yield f"{argument[:40]!r} is no {name} cache, expected {name}=size:ways:line"
-    yield from _impossible_grid(table)
     if set(table.costs) != set(table.calls) or set(table.costs) != set(table.runtimes):
         yield "costs, calls and runtimes are not of the same formats"
-    for fmt, schemes in table.costs.items():
-        known_names = {scheme.name for scheme in SCHEMES[fmt]}
-        if not schemes or not set(schemes) <= known_names:
-            yield f"{fmt}: the schemes are {sorted(schemes)[:5]}, expected some of {', '.join(sorted(known_names))}"
-        for scheme, costs in schemes.items():
-            yield from _impossible_costs(table, f"{fmt} {scheme[:40]}", costs)
-        if fmt in table.calls:
-            call = table.calls[fmt]
-            if set(call.misses) != set(table.levels) or not _counts((call.instructions, *call.misses.values())):
-                yield f"{fmt}: counts of the call that cannot be"
-    for fmt, errors in table.held_out.items():
-        for scheme, held in errors.items():
-            known = scheme in table.costs.get(fmt, {})
-            if not known or not set(held.misses) <= set(table.levels) or not _possible(held):
-                yield f"{fmt} {scheme[:40]}: an interpolation error that cannot be"
+    for fmt, call in table.calls.items():
+        if set(call.misses) != set(table.levels) or not _counts((call.instructions, *call.misses.values())):
+            yield f"{fmt}: counts of the call that cannot be"
+    for part in (table, table.convolutions):
+        if part is not None:
+            yield from _impossible_grid(part.grid)
+            yield from _impossible_costs(table, part)
 
 
-def _impossible_grid(table: CostTable) -> Iterator[str]:
-    grid = table.grid
-    for name, axis, least in (("sides", grid.sides, 2), ("ranks", grid.ranks, 1), ("batches", grid.batches, 1)):
+def _impossible_grid(grid: Grid | ConvGrid) -> Iterator[str]:
+    for number, (name, axis) in enumerate(asdict(grid).items()):
+        least = 1 if number else 2
         ascending = all(a < b for a, b in pairwise(axis))
         if not (least <= len(axis) <= MAX_AXIS and ascending and all(1 <= value <= MAX_SIDE for value in axis)):
             yield f"grid.{name}: expected {least} to {MAX_AXIS} ascending numbers of 1 to {MAX_SIDE}"
 
 
-def _impossible_costs(table: CostTable, name: str, costs: SchemeCosts) -> Iterator[str]:
-    if set(costs.misses) != set(table.levels):
-        yield f"{name}: misses of {sorted(costs.misses)}, expected {', '.join(table.levels)}"
-    for counts in (costs.instructions, *costs.misses.values()):
-        if len(counts) != table.grid.size or not _counts(counts):
-            yield f"{name}: expected {table.grid.size} counts of 0 to {MAX_COUNT:.0e}"
+def _impossible_costs(table: CostTable, part: CostTable | ConvCosts) -> Iterator[str]:
+    if not set(part.costs) <= set(table.calls):
+        yield f"costs of {sorted(part.costs)[:5]}, calls of {sorted(table.calls)}"
+    for fmt, schemes in part.costs.items():
+        known_names = {scheme.name for scheme in SCHEMES[fmt]}
+        if not schemes or not set(schemes) <= known_names:
+            yield f"{fmt}: the schemes are {sorted(schemes)[:5]}, expected some of {', '.join(sorted(known_names))}"
+        for scheme, costs in schemes.items():
+            if set(costs.misses) != set(table.levels):
+                yield f"{fmt} {scheme[:40]}: misses of {sorted(costs.misses)}, expected {', '.join(table.levels)}"
+            for counts in (costs.instructions, *costs.misses.values()):
+                if len(counts) != part.grid.size or not _counts(counts):
+                    yield f"{fmt} {scheme[:40]}: expected {part.grid.size} counts of 0 to {MAX_COUNT:.0e}"
+    for fmt, errors in part.held_out.items():
+        for scheme, held in errors.items():
+            known = scheme in part.costs.get(fmt, {})
+            if not known or not set(held.misses) <= set(table.levels) or not _possible(held):
+                yield f"{fmt} {scheme[:40]}: an interpolation error that cannot be"
 
 
 def _counts(counts: Iterable[int]) -> bool:

@@ -1,4 +1,4 @@
-"""Model files of one linear layer with random weights: what a layer's cost is counted and timed on.
+"""Model files of one layer with random weights: what a layer's cost is counted and timed on.
 
 No target changes them. They are small graphs as edgepack emits them.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from edgepack.backends.registry import backend
 from edgepack.model.point import Point, layer_of
@@ -45,12 +46,11 @@ def _folder(fmt: Format) -> Path:
 
 
 def _name(point: Point) -> str:
-    sides = f"{point.out_features}x{point.in_features}"
+    sides = "x".join(map(str, (point.out_features, point.in_features, *point.kernel)))
     structure = "-".join(map(str, (point.structure.name, *point.structure.ranks)))
     return f"{sides}.{structure}.batch{point.batch}.{point.scheme}.{point.format}"
 
 
-def _order(point: Point) -> tuple[Format, int, int, int, int, str, str]:
-    rank = point.rank or 0
-    rows, columns, batch = layer_of(point)
-    return (point.format, batch, rows, columns, rank, point.structure.name, point.scheme.name)
+def _order(point: Point) -> tuple[Any, ...]:
+    rows, columns, batch, kernel = layer_of(point)
+    return point.format, kernel, batch, rows, columns, point.rank or 0, point.structure.name, point.scheme.name

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepack.backends.registry import FACTS, FORMATS, backend
-from edgepack.backends.schemes import CORRECTED, TABULATED
+from edgepack.backends.schemes import CONVOLVED, CORRECTED, TABULATED
 from edgepack.cost.layer_files import layer_files
 from edgepack.cost.measured import (
+    STANDARD_CONV_GRID,
     STANDARD_GRID,
     Entry,
     Fingerprint,
@@ -330,11 +331,13 @@ def sparse_ranks(rows: int, columns: int) -> list[int]:
 
 
 def standard_points(formats: Iterable[Format]) -> list[Point]:
-    """The standard grid in all schemes: what a device is measured at before a model is known."""
-    found = [point for fmt in formats for scheme in TABULATED[fmt] for point in grid_points(STANDARD_GRID, scheme)]
+    """The standard grids in all schemes: what a device is measured at before a model is known."""
+    chosen = list(formats)
+    found = [point for fmt in chosen for scheme in TABULATED[fmt] for point in grid_points(STANDARD_GRID, scheme)]
+    found += [point for fmt in chosen for scheme in CONVOLVED[fmt] for point in STANDARD_CONV_GRID.points(scheme)]
     return sorted(found, key=near)
 
 
-def near(point: Point) -> tuple[Format, int, int, int]:
+def near(point: Point) -> tuple[Format, tuple[int, ...], int, int, int]:
     """Ways to write one layer are measured in one process, so that what passes there falls on them alike."""
-    return point.format, point.batch, point.out_features, point.in_features
+    return point.format, point.kernel, point.batch, point.out_features, point.in_features

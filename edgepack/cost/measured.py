@@ -1,4 +1,4 @@
-"""Latencies of linear layers measured on one device, what stands between the measured points, and their files."""
+"""Latencies of layers measured on one device, what stands between the measured points, and their files."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise, product
-from math import isfinite, sqrt
+from math import isfinite, isqrt, prod, sqrt
 from pathlib import Path
 
 from edgepack.backends.registry import FORMATS, KnownFormat
 from edgepack.backends.schemes import layer_schemes
-from edgepack.cost.emulated import Grid
+from edgepack.cost.emulated import ConvGrid, Grid
 from edgepack.cost.model import LatencyEstimate
 from edgepack.errors import InputError
-from edgepack.model.point import Point, is_linear, linear_point, linear_point_in
+from edgepack.model.point import Point, conv_point, is_convolution, is_linear, linear_point, linear_point_in
 from edgepack.model.scheme import Format, Scheme
 from edgepack.model.structure import structure_of
 from edgepack.targets.target import Cluster, Target
@@ -25,6 +25,8 @@ from edgepack.workspace import atomic_path, default_root, digest
 
 STANDARD_GRID = Grid(sides=(32, 128, 512, 2048), ranks=(8, 32, 128, 512), batches=(1, 4, 32))
 """Where a device is measured for layers of models yet unknown."""
+STANDARD_CONV_GRID = ConvGrid(channels=(8, 32, 128), kernels=(3, 5), sides=(7, 14, 28, 56))
+"""The same for convolutions."""
 
 GRID_ERROR = 0.25
 """Usual error between the points of the standard grid, as a share: caches and tiles end between them. Medians of 24
@@ -40,7 +42,9 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 
 
 _Row = tuple[KnownFormat, str, str, int, int, int | None, int]
-"""A point: format, scheme, structure, out, in, rank, batch."""
+"""A linear layer: format, scheme, structure, out, in, rank, batch."""
+_ConvRow = tuple[KnownFormat, str, int, int, tuple[int, ...], int]
+"""A convolution: format, scheme, channels that it gives and takes, kernel, places."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ class MeasuredTable:
         entry = self.entries.get(point)
         if entry is not None:
             return LatencyEstimate(entry.seconds, self.name, entry.error_share)
-        if point in self.refused or not is_linear(point.ops):
+        if point in self.refused or not (is_convolution(point) or is_linear(point.ops)):
             return None
         return self._between_ranks(point) or self._on_grid(point)
 
@@ -193,16 +197,19 @@ class MeasuredTable:
         return None
 
     def _on_grid(self, point: Point) -> LatencyEstimate | None:
-        """Linear in each of out, in, rank and batch where the standard grid encloses the point and was measured."""
+        """Linear in each of out, in, rank and batch where the standard grid encloses the point and was measured; of a
+        convolution in channels, places of its kernel and of its image, and beyond that grid as well."""
         seconds, error = 0.0, GRID_ERROR
-        corners = grid_corners(STANDARD_GRID, point)
+        is_conv = is_convolution(point)
+        corners = conv_corners(STANDARD_CONV_GRID, point) if is_conv else grid_corners(STANDARD_GRID, point)
         for weight, corner in corners:
             entry = self.entries.get(corner)
             if entry is None:
                 return None
             seconds += weight * entry.seconds
             error = max(error, entry.error_share)
-        return LatencyEstimate(seconds, self.name, error) if corners else None
+        beyond = any(weight < 0 for weight, _ in corners)
+        return LatencyEstimate(seconds, self.name, error, beyond) if corners and seconds > 0 else None
 
 
 def _layer(point: Point) -> tuple[Scheme, str, int, int, int]:
@@ -223,6 +230,28 @@ def grid_corners(grid: Grid, point: Point) -> list[tuple[float, Point]]:
             *sides, rank, _neighbours(grid.batches, point.batch)
         )
     ]
+
+
+def conv_corners(grid: ConvGrid, point: Point) -> list[tuple[float, Point]]:
+    """(weight, point of the grid) of the cell around a convolution, or of the one nearest to it. Kernels of one place
+    are on a plane by themselves; a tile costs the same half empty as full."""
+    channels, kernels, places = grid.axes
+    taken = prod(point.kernel)
+    sizes = [(1.0, 1)] if taken == 1 else [(weight, isqrt(knot)) for weight, knot in _nearest(kernels, taken)]
+    sides = (_nearest(channels, max(side, channels[0])) for side in (point.out_features, point.in_features))
+    return [
+        (a * b * c * d, conv_point(point.scheme, rows, columns, (size, size), count))
+        for (a, rows), (b, columns), (c, size), (d, count) in product(*sides, sizes, _nearest(places, point.batch))
+    ]
+
+
+def _nearest(axis: Sequence[int], value: int) -> list[tuple[float, int]]:
+    """(weight, knot) of the knots around a value; outside of the axis of the two nearest to it."""
+    if value in axis:
+        return [(1.0, value)]
+    low, high = next((pair for pair in pairwise(axis) if value < pair[1]), axis[-2:])
+    share = (value - low) / (high - low)
+    return [(1.0 - share, low), (share, high)]
 
 
 def _neighbours(axis: Sequence[int], value: int) -> list[tuple[float, int]]:
@@ -262,6 +291,8 @@ class _File:
     calls: Mapping[KnownFormat, Entry]
     entries: tuple[tuple[KnownFormat, str, str, int, int, int | None, int, float, float, int], ...]
     refused: tuple[tuple[KnownFormat, str, str, int, int, int | None, int, str], ...]
+    convolutions: tuple[tuple[KnownFormat, str, int, int, tuple[int, ...], int, float, float, int], ...] = ()
+    refused_convolutions: tuple[tuple[KnownFormat, str, int, int, tuple[int, ...], int, str], ...] = ()
 
 
 def measured_folder(target: str, root: Path | None = None) -> Path:
@@ -301,8 +332,20 @@ def save_measured(table: MeasuredTable, root: Path | None = None) -> MeasuredTab
         threads=both.threads,
         measured_at=both.measured_at,
         calls=both.calls,
-        entries=tuple((*_row(point), one.seconds, one.spread_s, one.rounds) for point, one in both.entries.items()),
-        refused=tuple((*_row(point), why) for point, why in both.refused.items()),
+        entries=tuple(
+            (*_row(point), one.seconds, one.spread_s, one.rounds)
+            for point, one in both.entries.items()
+            if not is_convolution(point)
+        ),
+        refused=tuple((*_row(point), why) for point, why in both.refused.items() if not is_convolution(point)),
+        convolutions=tuple(
+            (*_conv_row(point), one.seconds, one.spread_s, one.rounds)
+            for point, one in both.entries.items()
+            if is_convolution(point)
+        ),
+        refused_convolutions=tuple(
+            (*_conv_row(point), why) for point, why in both.refused.items() if is_convolution(point)
+        ),
     )
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(asdict(content), allow_nan=False, separators=(",", ":")) + "\n")
@@ -351,9 +394,11 @@ def load_measured(path: Path) -> MeasuredTable:
         target=file.target,
         threads=file.threads,
         measured_at=file.measured_at,
-        entries={_point(row[:7]): Entry(*row[7:]) for row in file.entries},
+        entries={_point(row[:7]): Entry(*row[7:]) for row in file.entries}
+        | {_conv_point(row[:6]): Entry(*row[6:]) for row in file.convolutions},
         calls=file.calls,
-        refused={_point(row[:7]): row[7] for row in file.refused},
+        refused={_point(row[:7]): row[7] for row in file.refused}
+        | {_conv_point(row[:6]): row[6] for row in file.refused_convolutions},
     )
 
 
@@ -367,12 +412,21 @@ def _point(row: _Row) -> Point:
     return linear_point_in(layer_schemes(fmt)[name], structure_of(structure, rank), (rows, columns), batch)
 
 
+def _conv_row(point: Point) -> _ConvRow:
+    return point.format, point.scheme.name, point.out_features, point.in_features, point.kernel, point.batch
+
+
+def _conv_point(row: _ConvRow) -> Point:
+    fmt, name, rows, columns, kernel, places = row
+    return conv_point(layer_schemes(fmt)[name], rows, columns, kernel, places)
+
+
 def _impossible(file: _File) -> Iterator[str]:
     """What the types allow and no table holds."""
     if file.schema_version != SCHEMA_VERSION:
         yield f"schema version {file.schema_version}, expected {SCHEMA_VERSION}"
     mark = file.fingerprint
-    reasons = (row[7] for row in file.refused)
+    reasons = [*(row[7] for row in file.refused), *(row[6] for row in file.refused_convolutions)]
     if not all(map(plain_ascii, (file.target, mark.arch, *mark.cores, *mark.isa, *mark.runtimes.values(), *reasons))):
         yield "a name or reason that is empty, too long or not printable"
     if not all(plain_ascii(text or " ") for text in mark.caches):
@@ -381,12 +435,18 @@ def _impossible(file: _File) -> Iterator[str]:
         yield f"{file.threads} threads, expected 1 to {MAX_THREADS}"
     if not _DATE.fullmatch(file.measured_at):
         yield "measured_at is no date in UTC"
-    if not {row[0] for row in file.entries} <= set(file.calls) or not set(file.calls) <= set(FORMATS):
+    if not {row[0] for row in (*file.entries, *file.convolutions)} <= set(file.calls) or not set(file.calls) <= set(
+        FORMATS
+    ):
         yield "entries and calls are not of the same formats"
     for row in (*(entry[:7] for entry in file.entries), *(refused[:7] for refused in file.refused)):
         if not _possible_point(row):
             yield f"{row[0]} {row[1][:40]!r} {row[2][:40]!r}: a layer that cannot be"
-    for entry in (*file.calls.values(), *(Entry(*row[7:]) for row in file.entries)):
+    for conv in (*(entry[:6] for entry in file.convolutions), *(refused[:6] for refused in file.refused_convolutions)):
+        if not _possible_convolution(conv):
+            yield f"{conv[0]} {conv[1][:40]!r}: a convolution that cannot be"
+    measured = (*(Entry(*row[7:]) for row in file.entries), *(Entry(*row[6:]) for row in file.convolutions))
+    for entry in (*file.calls.values(), *measured):
         sane = isfinite(entry.seconds) and 0 < entry.seconds <= MAX_SECONDS
         steady = isfinite(entry.spread_s) and 0 <= entry.spread_s <= MAX_SECONDS
         if not (sane and steady and 1 <= entry.rounds <= MAX_ROUNDS):
@@ -403,3 +463,9 @@ def _possible_point(row: _Row) -> bool:
     except ValueError:
         return False
     return not found.is_constexpr and (scheme.correction is not None or not found.is_correction)
+
+
+def _possible_convolution(row: _ConvRow) -> bool:
+    fmt, name, rows, columns, kernel, places = row
+    sides = (rows, columns, places, *kernel)
+    return name in layer_schemes(fmt) and len(kernel) in (1, 2) and all(1 <= side <= MAX_SIDE for side in sides)

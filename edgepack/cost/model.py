@@ -17,7 +17,7 @@ from edgepack.cost.emulated import CostTable, Level
 from edgepack.cost.interpolate import interpolate_all
 from edgepack.emulator.counts import Counts
 from edgepack.emulator.estimate import time_bound
-from edgepack.model.point import Point, is_linear
+from edgepack.model.point import Point, is_convolution
 from edgepack.model.scheme import Format, Scheme
 from edgepack.targets.target import Target
 
@@ -92,12 +92,11 @@ class EmulatedCosts:
     def estimates(self, points: Sequence[Point]) -> list[LatencyEstimate | None]:
         """See `CostSource`: the middle of the time bounds; none where a constant of the target is not known."""
         found: list[LatencyEstimate | None] = [None] * len(points)
-        kinds: dict[Scheme, list[int]] = {}
+        alike: dict[tuple[Scheme, bool], list[int]] = {}
         for index, point in enumerate(points):
-            if point.structure.is_correction or not is_linear(point.ops):
-                continue
-            kinds.setdefault(point.scheme, []).append(index)
-        for indices in kinds.values():
+            if self.table.of(point) is not None:
+                alike.setdefault((point.scheme, is_convolution(point)), []).append(index)
+        for indices in alike.values():
             answers = interpolate_all(self.table, [points[index] for index in indices]) or []
             for index, one in zip(indices, answers, strict=False):
                 middle = self._middle_s(one.instructions, one.misses)
@@ -112,10 +111,11 @@ class EmulatedCosts:
         return scheme.name in self.table.costs.get(scheme.backend, {})
 
     def _usual_error(self, point: Point) -> float:
-        held = self.table.held_out.get(point.format, {}).get(point.scheme.name)
-        if held is None:
+        part = self.table.of(point)
+        held = None if part is None else part.held_out.get(point.format, {}).get(point.scheme.name)
+        if part is None or held is None:
             return 0.0
-        between = held.between_batches if point.batch not in self.table.grid.batches else None
+        between = held.between_batches if point.batch not in part.grid.axes[-1] else None
         return (between or held.instructions).median
 
     def call_s(self, fmt: Format) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from edgepack.backends.registry import FACTS
 from edgepack.cost.model import LatencyEstimate
-from edgepack.model.point import Point
+from edgepack.model.point import Point, is_linear
 from edgepack.model.scheme import INT8_BITS, Format, Scheme
 from edgepack.model.structure import Op
 from edgepack.targets.target import Bandwidth, Cluster, Target
@@ -106,10 +106,12 @@ class Roofline:
         return NOMINAL_NAME if self.nominal else NAME
 
     def estimates(self, points: Sequence[Point]) -> list[LatencyEstimate | None]:
-        """See `CostSource`; None for schemes that are put together from others."""
+        """See `CostSource`; None for schemes that are put together from others, and for all but plain matrices."""
         error = NOMINAL_ERROR_SHARE if self.nominal else ERROR_SHARE
         return [
-            None if point.structure.is_correction else LatencyEstimate(self.latency_s(point), self.name, error)
+            None
+            if point.structure.is_correction or not is_linear(point.ops)
+            else LatencyEstimate(self.latency_s(point), self.name, error)
             for point in points
         ]
 

@@ -1,4 +1,4 @@
-"""Linear layers of random weights: what the cost of a layer is counted and timed on. Values change no counts."""
+"""Layers of random weights: what the cost of a layer is counted and timed on. Values change no counts."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def random_pair(rows: int, columns: int, rank: int) -> tuple[Array, Array]:
     return left, rng.standard_normal((rank, columns), np.float32) / np.float32(np.sqrt(columns))
 
 
-def random_inputs(columns: int) -> Array:
-    """(SAMPLES, columns) float32."""
-    return np.random.default_rng(SEED).standard_normal((SAMPLES, columns), np.float32)
+def random_inputs(*shape: int) -> Array:
+    """(SAMPLES, *shape) float32."""
+    return np.random.default_rng(SEED).standard_normal((SAMPLES, *shape), np.float32)

@@ -155,6 +155,11 @@ def as_matrix(op: Op) -> Op:
     return replace(op, kind="matmul", columns=op.inputs, kernel=()) if op.kind in ("conv", "recurrent") else op
 
 
+def is_depthwise(op: Op) -> bool:
+    """Whether it takes every channel by itself, as `patches` has it: for that runtimes have kernels of their own."""
+    return op.kind == "conv" and op.rows == op.columns == 1
+
+
 def copied(op: Op) -> int:
     """Values of an input that are laid out in patches before they are multiplied, as kernels of several places need."""
     return op.vectors * op.inputs if prod(op.kernel) > 1 else 0

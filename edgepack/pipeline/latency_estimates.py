@@ -22,7 +22,7 @@ from edgepack.model.layer import WEIGHT, Layer
 from edgepack.model.model import Model
 from edgepack.model.point import Point, is_linear
 from edgepack.model.scheme import INT8_BITS, Format, Scheme, bits_of
-from edgepack.model.structure import DENSE, Op, Structure, as_matrix, copied
+from edgepack.model.structure import DENSE, Op, Structure, as_matrix, copied, is_depthwise
 from edgepack.pipeline.activations import row_counts
 from edgepack.pipeline.options import PrecisionChoice
 from edgepack.plan.candidates import WorthwhileRanks
@@ -64,18 +64,31 @@ class LatencyEstimates:
         uses = self.uses.get(layer)
         if uses is None:
             return LatencyEstimate(0.0, self.sources[scheme.backend].name, 0.0)
-        ops = kind_of(self.layers[layer]).ops(self.layers[layer], structure, uses.rows)
+        ops = _ops(self.layers[layer], structure, uses.rows)
+        estimate = self._of_convolutions(scheme, ops) or self._as_matrices(layer, structure, scheme, ops)
+        return None if estimate is None else replace(estimate, latency_s=uses.places * estimate.latency_s)
+
+    def of_product(self, scheme: Scheme, op: Op) -> LatencyEstimate | None:
+        """One inference of a single product, which need not be a layer; None where the source has nothing on it."""
+        return self._of_convolutions(scheme, (op,)) or self._of_products(scheme, (op,))
+
+    def _of_convolutions(self, scheme: Scheme, ops: Sequence[Op]) -> LatencyEstimate | None:
+        """Of convolutions one after the other, each as a layer by itself; None where there are other products, or the
+        source has nothing on one of them."""
+        if not all(op.kind == "conv" and not op.corrects for op in ops):
+            return None
+        return self._together([Point(scheme, DENSE, (replace(op, role=WEIGHT),)) for op in ops])
+
+    def _as_matrices(
+        self, layer: str, structure: Structure, scheme: Scheme, ops: Sequence[Op]
+    ) -> LatencyEstimate | None:
+        """Of plain matrices that multiply every patch, and of laying these out."""
         if structure.of_a_matrix:
             estimate = self._of(_point(scheme, structure, ops))
         else:
             estimate = self._of_products(scheme, ops) or self._by_macs(layer, scheme, ops)
-        if estimate is None:
-            return None
-        return replace(estimate, latency_s=uses.places * (estimate.latency_s + self._copying_s(scheme.backend, ops)))
-
-    def of_product(self, scheme: Scheme, op: Op) -> LatencyEstimate | None:
-        """One inference of a single product, which need not be a layer; None where the source has nothing on it."""
-        return self._of_products(scheme, (op,))
+        copying_s = self._copying_s(scheme.backend, ops)
+        return None if estimate is None else replace(estimate, latency_s=estimate.latency_s + copying_s)
 
     def _of(self, point: Point) -> LatencyEstimate | None:
         if point not in self._known:
@@ -84,9 +97,12 @@ class LatencyEstimates:
 
     def _of_products(self, scheme: Scheme, ops: Iterable[Op]) -> LatencyEstimate | None:
         """Of products one after the other, each as a layer by itself; None where the source has nothing on one."""
-        found = [self._of(_point(scheme, DENSE, (replace(op, role=WEIGHT),))) for op in ops]
+        return self._together([_point(scheme, DENSE, (replace(op, role=WEIGHT),)) for op in ops])
+
+    def _together(self, points: Iterable[Point]) -> LatencyEstimate | None:
+        found = [self._of(point) for point in points]
         known = [one for one in found if one is not None]
-        return together(known) if len(known) == len(found) else None
+        return together(known) if known and len(known) == len(found) else None
 
     def _by_macs(self, layer: str, scheme: Scheme, ops: Iterable[Op]) -> LatencyEstimate | None:
         """As long as factors of the layer's matrix with as many multiplications take, and not less than the smallest of
@@ -120,15 +136,18 @@ class LatencyEstimates:
         """Seconds of one inference of convolutions in float32, without those that are layers.
 
         Args:
-            products: as of `Backend.convolutions`: the estimate of a matrix on as many vectors, and of copying these.
+            products: as of `Backend.convolutions`; where the source has nothing on one, the estimate of a matrix on as
+                many vectors, and of copying these. So are those that take every channel by itself.
         """
-        others = self._between(products)
-        points = [Point(FP32[fmt], DENSE, (as_matrix(op),)) for op in others]
-        found = estimates_of(self.sources[fmt], points, self.sheet)
-        known = [
-            self.sheet.latency_s(p) if one is None else one.latency_s for p, one in zip(points, found, strict=True)
-        ]
-        return sum(known) + self._copying_s(fmt, others)
+        return sum(self._convolution_s(fmt, op) for op in self._between(products))
+
+    def _convolution_s(self, fmt: Format, op: Op) -> float:
+        point = _point(FP32[fmt], DENSE, (op,))
+        known = None if is_depthwise(op) else self._of_convolutions(FP32[fmt], (op,))
+        if known is not None:
+            return known.latency_s
+        (found,) = estimates_of(self.sources[fmt], [point], self.sheet)
+        return (self.sheet.latency_s(point) if found is None else found.latency_s) + self._copying_s(fmt, (op,))
 
     def _between(self, products: Sequence[Op]) -> list[Op]:
         """The products of convolutions that are no layers, told apart by their sides."""
@@ -162,10 +181,9 @@ class LatencyEstimates:
             self._filled.add(scheme)
             for name, uses in self.uses.items():
                 layer = self.layers[name]
-                structures = kind_of(layer).structures(layer, WorthwhileRanks())
-                kind = kind_of(layer)
-                for one in structures:
-                    ops = kind.ops(layer, one, uses.rows)
+                for one in kind_of(layer).structures(layer, WorthwhileRanks()):
+                    ops = _ops(layer, one, uses.rows)
+                    points += [Point(scheme, DENSE, (replace(op, role=WEIGHT),)) for op in ops if op.kind == "conv"]
                     if not one.of_a_matrix:
                         points += [_point(scheme, DENSE, (replace(op, role=WEIGHT),)) for op in ops]
                     elif scheme.correction or not one.is_correction:
@@ -174,8 +192,18 @@ class LatencyEstimates:
         self._known.update(zip(missing, estimates_of(self.sources[scheme.backend], missing, self.sheet), strict=True))
 
 
+def as_written(layer: Layer, op: Op) -> Op:
+    """A product of a layer: in the place of a convolution every one is a convolution."""
+    is_point = op.kind == "matmul" and layer.geometry.operator == "Conv"
+    return replace(op, kind="conv", kernel=(1, 1)) if is_point else op
+
+
+def _ops(layer: Layer, structure: Structure, rows: int) -> tuple[Op, ...]:
+    return tuple(as_written(layer, op) for op in kind_of(layer).ops(layer, structure, rows))
+
+
 def _point(scheme: Scheme, structure: Structure, ops: Iterable[Op]) -> Point:
-    """As of a linear layer: tables of costs are of these."""
+    """As of a linear layer."""
     return Point(scheme, structure, tuple(map(as_matrix, ops)))
 
 

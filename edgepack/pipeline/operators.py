@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from edgepack.backends.operators import Operator
@@ -14,9 +15,9 @@ from edgepack.cost.select import cost_source, dense_int8, estimates_of
 from edgepack.cost.slow import X86, Slow, slow
 from edgepack.data import example
 from edgepack.errors import UsageError
-from edgepack.model.point import Point, linear_point
+from edgepack.model.point import Point
 from edgepack.model.scheme import Format, Scheme
-from edgepack.model.structure import Op, as_matrix, copied
+from edgepack.model.structure import DENSE, Op, as_matrix, copied, is_depthwise
 from edgepack.pipeline.datasets import load_data, with_open_sides
 from edgepack.pipeline.inspect import InspectOptions
 from edgepack.sources import open_model
@@ -163,30 +164,42 @@ class _Estimates:
     def latency_s(self, operator: Operator) -> float | None:
         """Of the products of an operator; None of any other, and where the source has nothing on them: depthwise
         convolutions have kernels of their own, of which no estimate of a matrix tells."""
-        depthwise = any(op.kind == "conv" and op.rows == op.columns == 1 for op in operator.products)
-        if operator.scheme is None or not operator.products or depthwise:
+        if operator.scheme is None or not operator.products or any(map(is_depthwise, operator.products)):
             return None
-        estimates = self._of([(op, operator.scheme) for op in operator.products])
-        known = [one.latency_s for one in estimates if one is not None]
-        patches = sum(map(copied, operator.products)) * FACTS[self.fmt].patch_value / self.sheet.instructions_s
-        return sum(known) + patches if len(known) == len(estimates) else None
+        found = [self._product_s(op, operator.scheme) for op in operator.products]
+        known = [one for one in found if one is not None]
+        return sum(known) if len(known) == len(found) else None
+
+    def _product_s(self, op: Op, scheme: Scheme) -> float | None:
+        """Of a convolution where the source has figures of these, else of a matrix that multiplies its patches, and of
+        laying these out."""
+        (convolved,) = self._convolved(op, [scheme])
+        if convolved is not None:
+            return convolved.latency_s
+        (found,) = self._of(op, [scheme])
+        patches_s = copied(op) * FACTS[self.fmt].patch_value / self.sheet.instructions_s
+        return None if found is None else found.latency_s + patches_s
 
     def better(self, operator: Operator) -> tuple[Scheme, float] | None:
         """The scheme in which the only matrix of an operator takes clearly less, and how many times less."""
-        if len(operator.products) != 1 or operator.products[0].kind != "matmul" or operator.scheme is None:
+        if len(operator.products) != 1 or operator.scheme is None:
             return None
         (op,), schemes = operator.products, FACTS[self.fmt].schemes.layers
-        own, *others = self._of([(op, operator.scheme), *((op, scheme) for scheme in schemes)])
+        if prod(op.kernel) > 1:
+            return None
+        wanted = (operator.scheme, *schemes)
+        convolved = self._convolved(op, wanted)
+        own, *others = convolved if convolved[0] is not None else self._of(op, wanted)
         known = [(one.latency_s, scheme) for one, scheme in zip(others, schemes, strict=True) if one is not None]
         if own is None or not known:
             return None
         least, scheme = min(known, key=lambda one: one[0])
         return (scheme, own.latency_s / least) if least < CLEARLY * own.latency_s else None
 
-    def _of(self, products: Sequence[tuple[Op, Scheme]]) -> list[LatencyEstimate | None]:
-        return estimates_of(self.source, [_point(op, scheme) for op, scheme in products], self.sheet)
+    def _convolved(self, op: Op, schemes: Sequence[Scheme]) -> list[LatencyEstimate | None]:
+        if op.kind != "conv":
+            return [None] * len(schemes)
+        return estimates_of(self.source, [Point(scheme, DENSE, (op,)) for scheme in schemes], self.sheet)
 
-
-def _point(op: Op, scheme: Scheme) -> Point:
-    matrix = as_matrix(op)
-    return linear_point(scheme, matrix.rows, matrix.columns, None, matrix.vectors)
+    def _of(self, op: Op, schemes: Sequence[Scheme]) -> list[LatencyEstimate | None]:
+        return estimates_of(self.source, [Point(scheme, DENSE, (as_matrix(op),)) for scheme in schemes], self.sheet)

@@ -28,7 +28,7 @@ from edgepack.pipeline.activations import InputMoments
 from edgepack.pipeline.analysis import Analysis
 from edgepack.pipeline.candidates import LayerCandidates, Offer, SharedWay, SharedWays
 from edgepack.pipeline.decompositions import decompose_views
-from edgepack.pipeline.latency_estimates import LatencyEstimates
+from edgepack.pipeline.latency_estimates import LatencyEstimates, as_written
 from edgepack.plan.candidates import rank_choices
 from edgepack.workspace import Workspace, digest
 
@@ -283,5 +283,5 @@ def _latency_s(layer: Layer, scheme: Scheme, ops: Sequence[Op], estimates: Laten
     if pair is None or len(ops) > 1 or uses is None:
         return None if pair is None else pair.latency_s
     share = layer.out_features / (layer.out_features + layer.in_features)
-    first = estimates.of_product(scheme, Op("B", "matmul", rank, layer.in_features, uses.rows))
+    first = estimates.of_product(scheme, as_written(layer, Op("B", "matmul", rank, layer.in_features, uses.rows)))
     return max(pair.latency_s - (pair.latency_s if first is None else first.latency_s), share * pair.latency_s)

@@ -231,8 +231,8 @@ def _calm(loads: Sequence[float]) -> float:
 
 EXAMPLES = 6
 
-Layer = tuple[int, int, int | None, int]
-"""Outputs, inputs, rank, batch."""
+Layer = tuple[int, int, int | None, int, str | None]
+"""Outputs, inputs, rank, batch, kernel."""
 
 Key = tuple[str, str]
 """Format and scheme."""
@@ -274,7 +274,10 @@ def _measured(key: str) -> Field[Record]:
     return Field(hidden(key), lambda one: one[key])
 
 
-_MEASURED = ("format", "scheme", "out_features", "in_features", "rank", "batch", "seconds", "spread_s", "rounds")
+_MEASURED = (
+    *("format", "scheme", "out_features", "in_features", "rank", "kernel", "batch"),
+    *("seconds", "spread_s", "rounds"),
+)
 _FASTEST = (
     Column("layer", "layer"),
     Column("fastest", "fastest"),
@@ -298,7 +301,7 @@ def _calibrated_notes(record: Record) -> Iterator[Line]:
 
 
 def _layer(one: Record) -> Layer:
-    return one["out_features"], one["in_features"], one["rank"], one["batch"]
+    return one["out_features"], one["in_features"], one["rank"], one["batch"], one["kernel"]
 
 
 def _example(key: Key, by_scheme: Mapping[Key, Mapping[Layer, Record]], which: int) -> Line | None:
@@ -314,13 +317,14 @@ def _steadiness(known: Iterable[Record]) -> tuple[float, float]:
 
 
 def _common(schemes: Iterable[Mapping[Layer, Record]]) -> tuple[Layer | None, Layer | None]:
-    """The largest dense layer at the smallest batch, and its pair of middle rank, that every scheme has."""
+    """The largest dense linear layer at the smallest batch, and its pair of middle rank, that every scheme has."""
     shared = set.intersection(*(set(layers) for layers in schemes))
-    dense = max((a for a in shared if a[2] is None), key=lambda a: (-a[3], a[0] * a[1], a[:2]), default=None)
+    linear = (a for a in shared if a[2] is None and a[4] is None)
+    dense = max(linear, key=lambda a: (-a[3], a[0] * a[1], a[:2]), default=None)
     if dense is None:
         return None, None
     ranks = sorted(a[2] for a in shared if a[2] is not None and (*a[:2], a[3]) == (*dense[:2], dense[3]))
-    return dense, (dense[0], dense[1], ranks[len(ranks) // 2], dense[3]) if ranks else None
+    return dense, (dense[0], dense[1], ranks[len(ranks) // 2], dense[3], None) if ranks else None
 
 
 def _fastest(layers: Iterable[Record]) -> list[tuple[object, ...]]:
@@ -337,29 +341,52 @@ def _fastest(layers: Iterable[Record]) -> list[tuple[object, ...]]:
 
 
 def _named(layer: Layer) -> str:
-    rows, columns, rank, batch = layer
+    rows, columns, rank, batch, kernel = layer
     ranked = "" if rank is None else f" rank {rank}"
+    if kernel is not None:
+        return f"{rows}x{columns} {kernel}, {batch} places"
     return f"{rows}x{columns}{ranked}" + (f", {batch} rows" if batch > 1 else "")
 
 
 def costs_report(target: str, table: Record) -> Report:
-    """A row per scheme of a table of emulated costs and how well it interpolates, the grid and its source below.
+    """A row per scheme of a table of emulated costs and how well it interpolates, the grid and its source below; then
+    the same of convolutions, where there are any.
 
     Args:
         target: that was asked for.
         table: the fields of a cost table.
     """
     levels = [level for level in next(iter(table["calls"].values()))["misses"] if level != "L1i"]
-    fields: tuple[Field[Key], ...] = (
+    first: tuple[Field[Key], ...] = (
         Field(Column("format", "format"), lambda key: key[0]),
         Field(Column("scheme", "scheme"), lambda key: key[1]),
-        Field(Column("call_instructions", "one call", "count"), lambda key: table["calls"][key[0]]["instructions"]),
-        _deviation(table, "instructions", "instr. off by"),
-        _deviation(table, "between_batches", "between batches"),
-        *(_deviation(table, f"misses.{level}", f"{level} misses") for level in levels),
     )
-    keys = [(fmt, scheme) for fmt, schemes in table["costs"].items() for scheme in schemes]
-    return Report(blocks=(make_table(fields, keys, notes=tuple(_cost_notes(target, table))),), record=table)
+    call: Field[Key] = Field(
+        Column("call_instructions", "one call", "count"), lambda key: table["calls"][key[0]]["instructions"]
+    )
+    errors = ("between_batches", "between batches"), *((f"misses.{level}", f"{level} misses") for level in levels)
+    fields = (*first, call, *_deviations(table, errors))
+    blocks: list[Block] = [make_table(fields, _keys(table), notes=tuple(_cost_notes(target, table)))]
+    convolved = table["convolutions"]
+    if convolved is not None:
+        errors = ("between_batches", "between images"), *errors[1:]
+        blocks.append(
+            make_table((*first, *_deviations(convolved, errors)), _keys(convolved), notes=_conv_notes(convolved))
+        )
+    return Report(blocks=tuple(blocks), record=table)
+
+
+def _keys(part: Record) -> list[Key]:
+    return [(fmt, scheme) for fmt, schemes in part["costs"].items() for scheme in schemes]
+
+
+def _deviations(part: Record, others: Iterable[tuple[str, str]]) -> list[Field[Key]]:
+    return [_deviation(part, path, header) for path, header in (("instructions", "instr. off by"), *others)]
+
+
+def _conv_notes(part: Record) -> tuple[str, ...]:
+    channels, kernels, sides = (", ".join(map(str, part["grid"][name])) for name in ("channels", "kernels", "sides"))
+    return (f"convolutions: channels {channels}, kernels 1, {kernels}, sides of images {sides}",)
 
 
 def _cost_notes(target: str, table: Record) -> Iterator[str]:

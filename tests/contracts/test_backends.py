@@ -22,7 +22,7 @@ from edgepack.backends.backend import Writer, WriterData
 from edgepack.backends.onnx.file import to_bytes
 from edgepack.backends.registry import FACTS, FORMATS, RUNTIMES, TOOLS, KnownFormat, KnownRuntime, backend, missing_for
 from edgepack.backends.runtime import predict
-from edgepack.backends.schemes import CORRECTED, DENSE_INT8, FP32, SCHEMES, layer_schemes
+from edgepack.backends.schemes import CONVOLVED, CORRECTED, DENSE_INT8, FP32, SCHEMES, layer_schemes
 from edgepack.backends.segments import LayerShape
 from edgepack.cli.options import FORMATS_HELP
 from edgepack.cost.layer_files import layer_files
@@ -32,7 +32,7 @@ from edgepack.errors import EdgepackError, ModelError, UsageError
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.layer import Layer
 from edgepack.model.model import Model, NativeName
-from edgepack.model.point import Point, linear_point, linear_point_in
+from edgepack.model.point import Point, conv_point, image_of, linear_point, linear_point_in
 from edgepack.model.replacement import Replacement, dense, low_rank, low_rank_correction
 from edgepack.model.scheme import FileScheme, Format, Scheme, bits_of, precision_of, scheme_of
 from edgepack.model.structure import DENSE, Structure
@@ -499,6 +499,26 @@ def assert_held(writer: Writer, point: Point, path: Path) -> None:
         (min(op.rows, op.columns), max(op.rows, op.columns), scheme_of(op, point.scheme).bits) for op in point.ops
     ]
     assert sorted(writer.read(path).weights) == sorted(wanted), path.name
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 3), (5,)], ids=str)
+@by_format
+def test_files_of_one_convolution(fmt: Format, kernel: tuple[int, ...], bench: Bench) -> None:
+    points = [conv_point(scheme, 24, 16, kernel, 42) for scheme in CONVOLVED[fmt]]
+    answers = []
+    for point, path in layer_files(points, lambda *_: None).items():
+        session = backend(fmt).load(path)
+        (spec,) = session.inputs
+        assert sorted(spec.shape)[-1 - len(kernel) :] == sorted((16, *image_of(point)))
+        x = np.random.default_rng(0).standard_normal(spec.shape).astype(np.float32)
+        (y,) = session.run({spec.name: x})
+        assert sorted(y.shape)[-1 - len(kernel) :] == sorted((24, *image_of(point)))
+        answers.append(y)
+        held = [bits for *_, bits in bench.writer(fmt).read(path).weights]
+        assert held == [point.scheme.bits], path.name
+    for quantized in answers[1:]:
+        assert np.abs(quantized - answers[0]).max() < 0.1 * np.abs(answers[0]).max()
+    assert len({path.read_bytes() for path in layer_files(points).values()}) == len(points)
 
 
 @by_scheme

@@ -11,10 +11,17 @@ from typing import Any
 import pytest
 
 from edgepack.backends.onnx.schemes import FP32
-from edgepack.backends.schemes import TABULATED, scheme_named
+from edgepack.backends.schemes import CONVOLVED, TABULATED, scheme_named
 from edgepack.cost import count as counting
-from edgepack.cost.count import STANDARD_GRID, Counter, fill_table, held_out_points
-from edgepack.cost.emulated import Grid, load_table, own_folder, table_for, table_name
+from edgepack.cost.count import (
+    STANDARD_CONV_GRID,
+    STANDARD_GRID,
+    Counter,
+    fill_table,
+    held_out_convolutions,
+    held_out_points,
+)
+from edgepack.cost.emulated import ConvGrid, Grid, load_table, own_folder, table_for, table_name
 from edgepack.cost.interpolate import interpolate
 from edgepack.devices.device import Job
 from edgepack.devices.emulated import EmulatedDevice
@@ -26,6 +33,7 @@ from edgepack.targets.target import Target
 from edgepack.workspace import Cache, Workspace
 
 GRID = Grid(sides=(128, 512), ranks=(32,), batches=(1,))
+CONV_GRID = ConvGrid(channels=(16, 64), kernels=(3,), sides=(7,))
 NOISE_INSTRUCTIONS = 600
 """What the counts of one small file differ by from process to process, mostly Python's own work around the call."""
 
@@ -49,18 +57,18 @@ def test_a_table_is_filled_interrupted_gone_on_with_and_agrees_with_the_shipped_
 
     monkeypatch.setattr(EmulatedDevice, "count", counting_files)
     monkeypatch.setattr(counting, "GROUP_FILES", 16)
-    points = GRID.size * sum(map(len, TABULATED.values()))
+    points = GRID.size * sum(map(len, TABULATED.values())) + CONV_GRID.size * sum(map(len, CONVOLVED.values()))
     with pytest.raises(KeyboardInterrupt):
-        fill_table(target, GRID, stops, held_out=0, cache=Cache(tmp_path))
+        fill_table(target, GRID, stops, convolutions=CONV_GRID, held_out=0, cache=Cache(tmp_path))
     assert counted == [0, 0, 16]  # an empty file for each format, and the first group
     assert not (own_folder() / table_name(target)).exists()
     before = sum(counted)
     monkeypatch.setattr(counting, "GROUP_FILES", 120)
     try:
-        table = fill_table(target, GRID, held_out=0, cache=Cache(tmp_path))
+        table = fill_table(target, GRID, convolutions=CONV_GRID, held_out=0, cache=Cache(tmp_path))
         assert points - 16 <= sum(counted) - before <= points - 16 + 8  # what is counted twice did not settle
         before = sum(counted)
-        assert fill_table(target, GRID, held_out=0, cache=Cache(tmp_path)) == table
+        assert fill_table(target, GRID, convolutions=CONV_GRID, held_out=0, cache=Cache(tmp_path)) == table
         assert sum(counted) == before
         assert load_table(own_folder() / table_name(target)) == table
         assert table_for(target) == table
@@ -75,6 +83,14 @@ def test_a_table_is_filled_interrupted_gone_on_with_and_agrees_with_the_shipped_
             if name not in shipped.costs[fmt]:
                 continue
             for index, point in enumerate(GRID.points(scheme_named(fmt, name))):
+                known = interpolate(shipped, point)
+                assert known is not None
+                assert costs.instructions[index] == pytest.approx(known.instructions, rel=0.02, abs=NOISE_INSTRUCTIONS)
+    assert table.convolutions is not None
+    for fmt, schemes in table.convolutions.costs.items():
+        assert set(schemes) == {scheme.name for scheme in CONVOLVED[fmt]}
+        for name, costs in schemes.items():
+            for index, point in enumerate(CONV_GRID.points(scheme_named(fmt, name))):
                 known = interpolate(shipped, point)
                 assert known is not None
                 assert costs.instructions[index] == pytest.approx(known.instructions, rel=0.02, abs=NOISE_INSTRUCTIONS)
@@ -120,6 +136,17 @@ def test_held_out_layers_lie_inside_of_the_grid_and_between_its_points() -> None
         assert rows not in STANDARD_GRID.sides or columns not in STANDARD_GRID.sides
         assert 1 <= batch <= 16
         assert rank is None or 8 <= rank <= break_even_rank(rows, columns)
+
+
+def test_held_out_convolutions_are_bounded_and_lie_between_the_points_of_the_grid() -> None:
+    points = held_out_convolutions(STANDARD_CONV_GRID, "tflite")
+    shapes = {(p.out_features, p.in_features, p.kernel, p.batch) for p in points}
+    assert len(points) == 24 * len(CONVOLVED["tflite"])
+    assert points == held_out_convolutions(STANDARD_CONV_GRID, "tflite")
+    assert {kernel for *_, kernel, _ in shapes} >= {(1, 1), (3, 3), (3, 1)}
+    assert {places for *_, places in shapes} - {side * side for side in STANDARD_CONV_GRID.sides}
+    assert all(side % 8 == 0 and 8 <= side <= 256 for rows, columns, *_ in shapes for side in (rows, columns))
+    assert all(op.macs <= counting.HELD_OUT_MACS for point in points for op in point.ops)
 
 
 def test_the_two_rounds_that_agree_are_taken() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 
 from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4, NBITS8
 from edgepack.backends.registry import FORMATS
-from edgepack.backends.schemes import TABULATED, scheme_named
+from edgepack.backends.schemes import CONVOLVED, TABULATED, scheme_named
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.cost.count import FEW_LINES
 from edgepack.cost.emulated import (
     LEVELS,
     CallCost,
+    ConvCosts,
+    ConvGrid,
     CostTable,
     Deviation,
     Grid,
@@ -38,17 +41,20 @@ from edgepack.emulator import counts
 from edgepack.emulator.counts import Counts
 from edgepack.emulator.estimate import TimeBound, time_bound
 from edgepack.errors import InputError
-from edgepack.model.point import Point, linear_point
+from edgepack.model.point import Point, conv_point, linear_point
 from edgepack.model.scheme import Scheme
 from edgepack.targets.file import get_target
 from tests.linear_plans import point_like
 
 GRID = Grid((16, 128, 512, 2048), (8, 32, 128, 512), (1, 4, 16))
+CONV_GRID = ConvGrid((16, 64, 256), (3, 5), (7, 14))
 RPI4 = get_target("rpi4")
 COUNTED = (FP32, INT8_DYNAMIC, INT8_STATIC)
 UNEVEN = {("cortex-a76", NBITS4): (0.4, 0.55), ("cortex-a76", tflite.INT4_DYNAMIC): (0.06, 0.8)}
 """Interpolation errors, median and 90th percentile, of kernels that take whole blocks of inputs alone: where some
 are left another kernel takes twice as long."""
+CONVOLVED_ALSO = ("rpi4",)
+"""Those of the shipped tables that hold convolutions."""
 SHIPPED = ("rpi4", "rpi3b+", "rpi-zero2w", "rpi5", "rk3566")
 
 
@@ -56,7 +62,8 @@ def instructions(point: Point) -> int:
     """Of kernels as they are: nested loops with a prologue for each."""
     per_weight = {FP32: 5, INT8_DYNAMIC: 3}.get(point.scheme, 4)
     edges = point.in_features + 2 * point.out_features + 3 * (point.rank or 0)
-    return 1000 + point.batch * (per_weight * point.weights + 7 * edges)
+    patches = 5 * point.ops[0].inputs if prod(point.kernel) > 1 else 0
+    return 1000 + point.batch * (per_weight * point.weights + 7 * edges + patches)
 
 
 def streamed_lines(table: CostTable, point: Point) -> float:
@@ -81,14 +88,17 @@ def made(grid: Grid = GRID, **changes: Any) -> CostTable:
         costs={"onnx": {}},
         held_out={"onnx": dict.fromkeys([scheme.name for scheme in COUNTED], error)},
     )
-    costs = {}
-    for scheme in COUNTED:
-        points = list(grid.points(scheme))
-        once = tuple(point.weights // 64 for point in points)
-        knee = tuple(round(streamed_lines(table, point)) for point in points)
-        misses = {"L1i": (120,) * len(points), "L1d": once, "L2": knee}
-        costs[scheme.name] = SchemeCosts(tuple(map(instructions, points)), misses)
-    return replace(table, costs={"onnx": costs}, **changes)
+    linear, convolved = (
+        {scheme.name: costs_of(table, list(one.points(scheme))) for scheme in COUNTED} for one in (grid, CONV_GRID)
+    )
+    convolutions = ConvCosts(CONV_GRID, {"onnx": convolved}, {"onnx": {"fp32": error}})
+    return replace(table, **{"costs": {"onnx": linear}, "convolutions": convolutions, **changes})
+
+
+def costs_of(table: CostTable, points: list[Point]) -> SchemeCosts:
+    once = tuple(point.weights // 64 for point in points)
+    knee = tuple(round(streamed_lines(table, point)) for point in points)
+    return SchemeCosts(tuple(map(instructions, points)), {"L1i": (120,) * len(points), "L1d": once, "L2": knee})
 
 
 TABLE = made()
@@ -108,6 +118,47 @@ def test_a_point_of_the_grid_is_answered_exactly(scheme: Scheme) -> None:
         assert not found.extrapolated
         for level in TABLE.levels:
             assert found.misses[level] == pytest.approx(costs.misses[level][index], abs=1e-6)
+
+
+@pytest.mark.parametrize("scheme", COUNTED, ids=str)
+def test_a_convolution_of_the_grid_is_answered_exactly(scheme: Scheme) -> None:
+    assert TABLE.convolutions is not None
+    costs = TABLE.convolutions.costs["onnx"][scheme.name]
+    for index, point in enumerate(CONV_GRID.points(scheme)):
+        found = interpolate(TABLE, point)
+        assert found is not None
+        assert found.instructions == pytest.approx(costs.instructions[index], abs=1e-6)
+        assert not found.extrapolated
+        for level in TABLE.levels:
+            assert found.misses[level] == pytest.approx(costs.misses[level][index], abs=1e-6)
+
+
+@given(
+    st.integers(8, 512), st.integers(1, 512), st.sampled_from([(1, 1), (3, 3), (5, 5), (3, 1), (7, 7), (5,)]),
+    st.integers(10, 3136), st.sampled_from(COUNTED),
+)  # fmt: skip
+def test_nested_loops_of_a_convolution_are_interpolated_to_the_last_instruction(
+    rows: int, columns: int, kernel: tuple[int, ...], places: int, scheme: Scheme
+) -> None:
+    point = conv_point(scheme, rows, columns, kernel, places)
+    found = interpolate(TABLE, point)
+    assert found is not None
+    assert found.instructions == pytest.approx(instructions(point), rel=1e-9)
+    inside = min(rows, columns) >= 16 and max(rows, columns) <= 256 and 49 <= places <= 196
+    assert found.extrapolated == (not (inside and (prod(kernel) == 1 or 9 <= prod(kernel) <= 25)))
+
+
+def test_convolutions_are_no_linear_layers_and_a_table_without_them_says_so() -> None:
+    one = conv_point(FP32, 64, 64, (3, 3), 100)
+    source, without = EmulatedCosts(TABLE, RPI4), EmulatedCosts(replace(TABLE, convolutions=None), RPI4)
+    linear = linear_point(FP32, 64, 64, None, 4)
+    convolved, also, beside = source.estimates([one, linear, conv_point(NBITS8, 64, 64, (3, 3), 100)])
+    assert convolved is not None
+    assert also is not None
+    assert convolved.latency_s > 9 * also.latency_s
+    assert convolved.error_share == 0.1, "places between those of the grid"
+    assert beside is None
+    assert without.estimates([one, linear]) == [None, also]
 
 
 @st.composite
@@ -246,6 +297,21 @@ def test_shipped_tables_answer_for_both_formats(name: str) -> None:
             assert pair.misses[table.levels[-1]] <= dense.misses[table.levels[-1]] + FEW_LINES
 
 
+@pytest.mark.parametrize("name", CONVOLVED_ALSO)
+def test_shipped_tables_answer_for_convolutions(name: str) -> None:
+    table = table_for(get_target(name))
+    assert table is not None
+    assert table.convolutions is not None
+    for fmt in FORMATS:
+        for scheme in CONVOLVED[fmt]:
+            held = table.convolutions.held_out[fmt][scheme.name]
+            assert held.instructions.median < 0.1
+            whole, thin = (interpolate(table, conv_point(scheme, rows, 64, (3, 3), 196)) for rows in (64, 16))
+            assert whole is not None
+            assert thin is not None
+            assert thin.instructions < 0.5 * whole.instructions
+
+
 def test_the_shipped_table_of_the_pi_4_holds_the_counts_of_its_layer() -> None:
     """1024×1024, batch 1, against counts of the layer itself: the table has no point there."""
     table = table_for(RPI4)
@@ -303,6 +369,11 @@ COSTS_OF_FP32 = ("costs", "onnx", "fp32")
         (_at("costs", "tf"), {}, "not a cost table"),
         (_at("costs", "tflite"), {}, "not of the same formats"),
         (_at("calls", "onnx", "misses", "L2"), -3, "counts of the call"),
+        (_at("convolutions", "grid", "channels"), [16, 8], "grid.channels"),
+        (_at("convolutions", "grid", "sides"), [7], "expected 27 counts"),
+        (_at("convolutions", "costs", "onnx", "fp32", "instructions", 0), -1, "counts of 0 to"),
+        (_at("convolutions", "costs", "tflite"), {}, "costs of"),
+        (_at("convolutions", "held_out", "onnx", "fp32", "instructions", "points"), 0, "interpolation error"),
         (_at("held_out", "onnx", "fp32", "instructions", "p90"), -0.1, "interpolation error"),
         (_at("held_out", "onnx", "fp32", "instructions", "p90"), "inf", "interpolation error"),
         (_at("held_out", "onnx", "fp32", "instructions", "points"), 0, "interpolation error"),

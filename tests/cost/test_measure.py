@@ -10,11 +10,18 @@ import pytest
 
 from edgepack.backends.onnx import schemes as onnx
 from edgepack.backends.registry import FORMATS
-from edgepack.backends.schemes import FP32, SCHEMES, TABULATED
+from edgepack.backends.schemes import CONVOLVED, FP32, SCHEMES, TABULATED
 from edgepack.backends.tflite import schemes as tflite
 from edgepack.cost import measure
 from edgepack.cost.measure import QUICK, STANDARD, measure_points, points_for, sparse_ranks, standard_points
-from edgepack.cost.measured import STANDARD_GRID, MeasuredTable, grid_points, known_measured, measured_folder
+from edgepack.cost.measured import (
+    STANDARD_CONV_GRID,
+    STANDARD_GRID,
+    MeasuredTable,
+    grid_points,
+    known_measured,
+    measured_folder,
+)
 from edgepack.devices.device import Job
 from edgepack.devices.fake import FakeDevice
 from edgepack.devices.local import LocalDevice
@@ -302,5 +309,6 @@ def test_layers_are_measured_on_this_machine(target: Target, tmp_path: Path) -> 
 def test_the_standard_points_are_the_grid_in_all_schemes() -> None:
     points = standard_points(("onnx",))
     grid = {p for scheme in TABULATED["onnx"] for p in grid_points(STANDARD_GRID, scheme)}
-    assert set(points) == grid
-    assert len(points) == len(grid)
+    convolutions = {p for scheme in CONVOLVED["onnx"] for p in STANDARD_CONV_GRID.points(scheme)}
+    assert set(points) == grid | convolutions
+    assert len(points) == len(grid) + len(convolutions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC
 from edgepack.backends.schemes import SCHEMES
 from edgepack.cost.measured import (
     GRID_ERROR,
+    STANDARD_CONV_GRID,
     STANDARD_GRID,
     Entry,
     Fingerprint,
@@ -32,7 +34,7 @@ from edgepack.cost.measured import (
     tables_of,
 )
 from edgepack.errors import InputError
-from edgepack.model.point import Point, linear_point
+from edgepack.model.point import Point, conv_point, linear_point
 from edgepack.plan.candidates import break_even_rank
 from edgepack.targets.file import get_target
 from edgepack.workspace import default_root
@@ -59,6 +61,7 @@ def made(points: list[Point], **changes: Any) -> MeasuredTable:
 RANKS = [point_like(LAYER, way=rank) for rank in (8, 16, 64, 200)]
 TABLE = made([LAYER, *RANKS])
 GRID = made(list(grid_points(STANDARD_GRID, FP32)))
+CONVOLVED = made(list(STANDARD_CONV_GRID.points(FP32)))
 
 
 def test_a_measured_point_is_answered_exactly() -> None:
@@ -70,6 +73,36 @@ def test_a_measured_point_is_answered_exactly() -> None:
         assert estimate.error_share == pytest.approx(1.25 / 1.35 * 0.1 / 15**0.5)
     assert TABLE.call_s("onnx") == 4e-6
     assert TABLE.call_s("tflite") == 0.0
+
+
+@given(
+    st.integers(8, 400), st.integers(8, 400), st.sampled_from([(1, 1), (3, 3), (5, 5), (3, 1), (7, 7), (5,)]),
+    st.integers(49, 9000),
+)  # fmt: skip
+def test_convolutions_are_linear_between_the_points_of_their_grid_and_beyond(
+    rows: int, columns: int, kernel: tuple[int, ...], places: int
+) -> None:
+    point = conv_point(FP32, rows, columns, kernel, places)
+    price, lacking = CONVOLVED.estimates([point, replace(point, scheme=INT8_DYNAMIC)])
+    assert lacking is None
+    assert GRID.estimates([point]) == [None]
+    assert price is not None
+    assert price.latency_s == pytest.approx(seconds(point), rel=1e-9)
+    taken = prod(kernel)
+    inside = max(rows, columns) <= 128 and 49 <= places <= 3136 and (taken == 1 or 9 <= taken <= 25)
+    assert price.extrapolated == (not inside)
+    assert (price.error_share < GRID_ERROR) == (point in CONVOLVED.entries)
+
+
+def test_convolutions_are_kept_beside_linear_layers(tmp_path: Path) -> None:
+    points = [*STANDARD_CONV_GRID.points(FP32), conv_point(FP32, 24, 3, (5,), 100)]
+    refused = {conv_point(FP32, 24, 3, (3, 1), 100): "no kernel"}
+    table = save_measured(made([LAYER, *points], refused=refused), tmp_path)
+    assert load_measured(measured_path("rpi4", MARK, 1, tmp_path)) == table == made([LAYER, *points], refused=refused)
+    thin = conv_point(FP32, 3, 1, (3, 3), 49)
+    (price,), (tile,) = table.estimates([thin]), table.estimates([conv_point(FP32, 8, 8, (3, 3), 49)])
+    assert tile is not None
+    assert price == replace(tile, error_share=GRID_ERROR), "a tile costs the same half empty as full"
 
 
 @given(st.integers(8, 200))
@@ -209,12 +242,18 @@ def _at(*keys: str | int) -> Callable[[dict[str, Any], Any], None]:
         (_at("entries", 0, 9), 0, "a latency that cannot be"),
         (_at("entries", 0), [1, 2], "not a table of measured latencies"),
         (_at("refused", 0, 7), "", "a name or reason"),
+        (_at("convolutions", 0, 1), "int8-static", "a convolution that cannot be"),
+        (_at("convolutions", 0, 2), 0, "a convolution that cannot be"),
+        (_at("convolutions", 0, 4), [], "a convolution that cannot be"),
+        (_at("convolutions", 0, 4), [3, 10**9], "a convolution that cannot be"),
+        (_at("convolutions", 0, 6), 0.0, "a latency that cannot be"),
     ],
 )
 def test_a_damaged_or_hostile_table_is_refused(
     put: Callable[[dict[str, Any], Any], None], value: Any, message: str, tmp_path: Path
 ) -> None:
-    save_measured(made([LAYER, *RANKS], refused={point_like(LAYER, way=32): "no kernel"}), tmp_path)
+    points = [LAYER, *RANKS, conv_point(FP32, 24, 3, (3, 3), 100)]
+    save_measured(made(points, refused={point_like(LAYER, way=32): "no kernel"}), tmp_path)
     path = measured_path("rpi4", MARK, 1, tmp_path)
     content = json.loads(path.read_text())
     put(content, value)

@@ -22,9 +22,9 @@ from edgepack.model.kinds import kind_of
 from edgepack.model.kinds.conv import ConvGeometry, conv_layer
 from edgepack.model.kinds.linear import linear_layer
 from edgepack.model.model import Model
-from edgepack.model.point import Point
-from edgepack.model.scheme import Format
-from edgepack.model.structure import DENSE, Structure, low_rank
+from edgepack.model.point import Point, is_convolution
+from edgepack.model.scheme import Format, Scheme
+from edgepack.model.structure import DENSE, Op, Structure, low_rank
 from edgepack.natives.onnx import OnnxNative
 from edgepack.pipeline import latency_estimates as estimating
 from edgepack.pipeline.latency_estimates import LatencyEstimates, Uses, layer_uses, make_estimates
@@ -57,7 +57,9 @@ class Counted:
     def estimates(self, points: list[Point]) -> list[LatencyEstimate | None]:
         self.asked.append(len(points))
         return [
-            None if p.scheme.is_static else LatencyEstimate(1e-6 * (p.rank or 1000) * p.batch, self.name, 0.1)
+            None
+            if p.scheme.is_static or is_convolution(p)
+            else LatencyEstimate(1e-6 * (p.rank or 1000) * p.batch, self.name, 0.1)
             for p in points
         ]
 
@@ -146,6 +148,53 @@ def test_kernels_taken_apart_cost_what_their_products_cost() -> None:
     least = LatencyEstimates({"onnx": OnlyItsSides()}, sheet, uses, layers).estimate("c", small, onnx.FP32)
     assert least is not None
     assert least.latency_s > 2e-9 * 8 * (32 + 288) * 50, "never less than the thinnest factors that are known"
+
+
+class Convolved(Counted):
+    """A source with figures of convolutions in float32 alone, at a nanosecond per multiplication; any other layer takes
+    far more."""
+
+    def estimates(self, points: list[Point]) -> list[LatencyEstimate | None]:
+        return [
+            (LatencyEstimate(1e-9 * p.ops[0].macs, self.name, 0.1) if p.scheme == onnx.FP32 else None)
+            if is_convolution(p)
+            else LatencyEstimate(1.0, self.name, 0.1)
+            for p in points
+        ]
+
+    def knows(self, scheme: Scheme) -> bool:
+        return scheme != onnx.WEIGHTS8
+
+
+def test_what_stands_in_the_place_of_a_convolution_is_priced_as_convolutions() -> None:
+    geometry = ConvGeometry("Conv", (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    layers = {
+        "c": conv_layer("c", np.zeros((32, 16, 3, 3), np.float32), None, geometry),
+        "p": linear_layer("p", np.zeros((48, 32), np.float32), None, "Conv"),
+        "g": linear_layer("g", np.zeros((48, 32), np.float32), None, "Gemm"),
+    }
+    estimates = LatencyEstimates({"onnx": Convolved()}, roofline(RPI4), {name: Uses(1, 50) for name in layers}, layers)
+    for name, structure in (
+        ("c", DENSE), ("c", low_rank(8)), ("c", Structure("spatial-svd", (8,))), ("c", Structure("tucker-2", (8, 8))),
+        ("p", DENSE), ("p", low_rank(8)),
+    ):  # fmt: skip
+        macs = sum(op.macs for op in kind_of(layers[name]).ops(layers[name], structure, 50))
+        for scheme in (onnx.FP32, onnx.WEIGHTS8):
+            found = estimates.estimate(name, structure, scheme)
+            assert found is not None
+            assert found.latency_s == pytest.approx(1e-9 * macs)
+        assert estimates.estimate(name, structure, onnx.INT8_DYNAMIC) is not None
+    gemm, flat = estimates.estimate("g", DENSE, onnx.FP32), estimates.estimate("c", DENSE, onnx.INT8_DYNAMIC)
+    assert gemm is not None
+    assert flat is not None
+    assert gemm.latency_s == 1.0, "a linear layer of its own"
+    assert flat.latency_s == pytest.approx(
+        1 + estimates._copying_s("onnx", kind_of(layers["c"]).ops(layers["c"], DENSE, 50))
+    )
+    other = Op("weight", "conv", 24, 8, 50, (5, 5))
+    alone = Op("weight", "conv", 1, 1, 50 * 8, (3, 3))
+    assert estimates.convolutions_s("onnx", [other]) == pytest.approx(1e-9 * other.macs)
+    assert estimates.convolutions_s("onnx", [alone]) > 1.0, "every channel by itself"
 
 
 def test_a_target_elsewhere_is_priced_by_its_counts_in_every_scheme(tmp_path: Path) -> None:

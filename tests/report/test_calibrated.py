@@ -9,7 +9,7 @@ from tests.report.shown import text as shown
 
 
 def layer(fmt: str, scheme: str, rank: int | None, seconds: float, side: int = 512, batch: int = 1) -> dict[str, Any]:
-    shape = {"out_features": side, "in_features": 784, "rank": rank, "batch": batch}
+    shape = {"out_features": side, "in_features": 784, "rank": rank, "kernel": None, "batch": batch}
     return {"format": fmt, "scheme": scheme, **shape, "seconds": seconds, "spread_s": seconds / 20, "rounds": 15}
 
 

@@ -1,4 +1,4 @@
-"""TFLite files of one linear layer, written through the schema: milliseconds a file, and no converter is needed.
+"""TFLite files of one layer, written through the schema: milliseconds a file, and no converter is needed.
 
 Operators, versions, types and attributes are those that litert-torch and litert-quantizer give the same layer, and a
 test holds them to it; so the runtime takes the same kernels. Constants are aligned as LiteRT's own writers align them.
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import groupby
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,9 @@ import numpy as np
 from edgepack.backends.tflite.facts import TOOLS
 from edgepack.backends.tflite.file import KEEPS_AXES
 from edgepack.errors import ModelError, install_hint
-from edgepack.model.point import Point, layer_of
+from edgepack.model.kinds.conv import ConvGeometry, Patches
+from edgepack.model.point import Point, image_of, layer_of
 from edgepack.model.random_layer import random_inputs, random_pair, random_weight
-from edgepack.model.replacement import Replacement, dense
 from edgepack.model.scheme import INT8_BITS, Scheme
 from edgepack.model.types import Array
 from edgepack.workspace import FileStep
@@ -30,11 +31,40 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One operator of a file.
+
+    Attributes:
+        weight: (out, in), or (out, *sizes, in) of a convolution's kernel.
+        bias: (out,) float32 or None.
+    """
+
+    weight: Array
+    bias: Array | None
+
+    @property
+    def operator(self) -> str:
+        """FULLY_CONNECTED or CONV_2D."""
+        return "FULLY_CONNECTED" if self.weight.ndim == 2 else "CONV_2D"
+
+    def __call__(self, x: Array) -> Array:
+        """What it gives for inputs (samples, …, in): of an image, some of its places."""
+        matrix, rows = self.weight.reshape(len(self.weight), -1), x
+        if self.weight.ndim > 2:
+            _, *kernel, _ = self.weight.shape
+            ones = (1,) * len(kernel)
+            geometry = ConvGeometry("Conv", tuple(kernel), ones, ones, (), "SAME_UPPER")
+            rows = Patches(geometry)(x)  # channel by channel, where the kernel goes place by place
+            matrix = np.moveaxis(self.weight, -1, 1).reshape(len(matrix), -1)
+        return np.asarray(rows @ matrix.T + (0 if self.bias is None else self.bias))
+
+
+@dataclass(frozen=True)
 class TfliteLayer:
     """A way to write one layer: its products in their order, and inputs to take ranges from."""
 
     point: Point
-    parts: list[Replacement]
+    parts: list[Part]
     inputs: Array
 
 
@@ -42,19 +72,24 @@ def tflite_layers(points: Sequence[Point]) -> Iterator[TfliteLayer]:
     """See `Backend.one_ops`."""
     if find_spec("ai_edge_litert") is None or find_spec("flatbuffers") is None:
         raise ModelError("the TFLite schema is not installed", hint=install_hint("tflite"))
-    for (rows, columns, _), group in groupby(points, key=layer_of):
-        weight, bias = random_weight(rows, columns)
-        inputs = random_inputs(columns)
+    for (rows, columns, _, kernel), alike in groupby(points, key=layer_of):
+        group = list(alike)
+        weight, bias = random_weight(rows, columns * prod(kernel))
+        image: tuple[int, ...] = ()
+        if kernel:  # of one axis as of two
+            image = (*image_of(group[0]), 1)[:2]
+            weight = weight.reshape(rows, *(*kernel, 1)[:2], columns)
+        inputs = random_inputs(*image, columns)
         for point in group:
-            parts = [dense(weight, bias)]
+            parts = [Part(weight, bias)]
             if point.rank is not None:
                 left, right = random_pair(rows, columns, point.rank)
-                parts = [dense(right, None), dense(left, bias)]
+                parts = [Part(right, None), Part(left, bias)]
             yield TfliteLayer(point, parts, inputs)
 
 
 def _write(task: TfliteLayer, out: Path) -> None:
-    write_layer(out, task.parts, task.point.scheme, task.point.batch, task.inputs)
+    write_layer(out, task.parts, task.point.scheme, 1 if task.point.kernel else task.point.batch, task.inputs)
 
 
 TFLITE_LAYER: FileStep[TfliteLayer] = FileStep("layers", 5, _write, ".tflite", TOOLS)
@@ -62,38 +97,39 @@ TFLITE_LAYER: FileStep[TfliteLayer] = FileStep("layers", 5, _write, ".tflite", T
 ALIGNMENT = 16
 
 
-def write_layer(path: Path, parts: list[Replacement], scheme: Scheme, batch: int, inputs: Array) -> None:
-    """Writes a chain of linear layers: one for a dense layer, two for a pair.
+def write_layer(path: Path, parts: Sequence[Part], scheme: Scheme, batch: int, inputs: Array) -> None:
+    """Writes a chain of operators: one for a dense layer, two for low-rank factors.
 
     Args:
         path: where to write.
         parts: in the order in which they are multiplied.
         scheme: of TFLite.
-        batch: rows of the input.
-        inputs: (samples, in) float32, from which a static scheme takes its ranges.
+        batch: rows of the input, or images.
+        inputs: (samples, in) float32, or (samples, height, width, in), from which a static scheme takes its ranges.
     """
     graph = _Graph()
     static = scheme.is_static
-    rows = inputs
-    value = graph.tensor("x", (batch, rows.shape[1]), "FLOAT32")
+    values, image = inputs, inputs.shape[1:-1]
+    shape = (batch, *inputs.shape[1:])
+    value = graph.tensor("x", shape, "FLOAT32")
     graph.inputs = [value]
     if static:
-        scale, zero = _range(rows)
-        value = graph.append("QUANTIZE", [value], "x_quantized", (batch, rows.shape[1]), "INT8", scale, zero)
+        scale, zero = _range(values)
+        value = graph.append("QUANTIZE", [value], "x_quantized", shape, "INT8", scale, zero)
     for index, part in enumerate(parts):
         weight, weight_scale = graph.weight(f"w{index}", part.weight, scheme)
-        rows = rows @ part.weight.T + (0 if part.bias is None else part.bias)
+        values = part(values)
         bias = -1
         if part.bias is not None:
             bias = graph.bias(f"b{index}", part.bias, scale * weight_scale if static else None)
-        shape = batch, part.weight.shape[0]
+        shape, operands = (batch, *image, len(part.weight)), [value, weight, bias]
         if static:
-            scale, zero = _range(rows)
-            value = graph.append("FULLY_CONNECTED", [value, weight, bias], f"y{index}", shape, "INT8", scale, zero)
+            scale, zero = _range(values)
+            value = graph.append(part.operator, operands, f"y{index}", shape, "INT8", scale, zero)
         else:
-            value = graph.append("FULLY_CONNECTED", [value, weight, bias], f"y{index}", shape, "FLOAT32")
+            value = graph.append(part.operator, operands, f"y{index}", shape, "FLOAT32")
     if static:
-        value = graph.append("DEQUANTIZE", [value], "y", (batch, rows.shape[1]), "FLOAT32")
+        value = graph.append("DEQUANTIZE", [value], "y", shape, "FLOAT32")
     graph.outputs = [value]
     path.write_bytes(graph.packed())
 
@@ -146,11 +182,12 @@ class _Graph:
         return len(self._tensors) - 1
 
     def weight(self, name: str, weight: Array, scheme: Scheme) -> tuple[int, Array]:
-        """Adds a weight matrix in a scheme; its index and its scale per row."""
+        """Adds a weight in a scheme; its index and its scale per output."""
         if scheme.is_float:
             return self.tensor(name, weight.shape, "FLOAT32", content=weight), np.ones(len(weight), np.float32)
-        scale = (np.maximum(np.abs(weight).max(axis=1), 1e-9) / scheme.qmax).astype(np.float32)
-        codes = np.clip(np.rint(weight / scale[:, None]), -scheme.qmax, scheme.qmax).astype(np.int8)
+        rows = weight.reshape(len(weight), -1)
+        scale = (np.maximum(np.abs(rows).max(axis=1), 1e-9) / scheme.qmax).astype(np.float32)
+        codes = np.clip(np.rint(rows / scale[:, None]), -scheme.qmax, scheme.qmax).astype(np.int8)
         if scheme.computes_in_float:
             stored = self.tensor(f"{name}_stored", weight.shape, "INT8", scale, content=codes)
             return self.append("DEQUANTIZE", [stored], name, weight.shape, "FLOAT32"), scale
@@ -186,6 +223,12 @@ class _Graph:
             made.builtinOptionsType = self._schema.BuiltinOptions.FullyConnectedOptions
             made.builtinOptions = self._schema.FullyConnectedOptionsT()
             made.builtinOptions.keepNumDims = True
+        if operator == "CONV_2D":
+            made.builtinOptionsType = self._schema.BuiltinOptions.Conv2DOptions
+            made.builtinOptions = self._schema.Conv2DOptionsT()
+            is_point = prod(self._tensors[inputs[1]].shape[1:-1]) == 1
+            made.builtinOptions.padding = self._schema.Padding.VALID if is_point else self._schema.Padding.SAME
+            made.builtinOptions.strideH = made.builtinOptions.strideW = 1
         self._operators.append(made)
         return written
 

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
 from edgepack.backends.tflite.converter import TfliteEmitter
-from edgepack.backends.tflite.layer_file import write_layer
-from edgepack.backends.tflite.schemes import FP32, INT8_STATIC, SCHEMES
-from edgepack.model.replacement import dense, low_rank
+from edgepack.backends.tflite.layer_file import Part, write_layer
+from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, SCHEMES
+from edgepack.model.replacement import low_rank
 from edgepack.model.scheme import Scheme
 from edgepack.model.types import Array
 from edgepack.sources.onnx import open_onnx
@@ -24,7 +24,9 @@ WEIGHT = RNG.standard_normal((ROWS, COLUMNS), np.float32)
 BIAS = RNG.standard_normal(ROWS, np.float32)
 LEFT, RIGHT = RNG.standard_normal((ROWS, RANK), np.float32), RNG.standard_normal((RANK, COLUMNS), np.float32)
 INPUTS = RNG.standard_normal((16, COLUMNS), np.float32)
-PARTS = {"dense": [dense(WEIGHT, BIAS)], "pair": [dense(RIGHT, None), dense(LEFT, BIAS)]}
+CONV_2D = 3
+"""Of the schema's operators."""
+PARTS = {"dense": [Part(WEIGHT, BIAS)], "pair": [Part(RIGHT, None), Part(LEFT, BIAS)]}
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,39 @@ def test_a_file_is_what_a_build_emits(
     limit = 1e-5 if scheme == FP32 else 0.25 if scheme.bits == 4 else 0.03
     assert np.abs(own - reference).max() < limit * spread
     assert np.abs(own - theirs).max() < 2 * limit * spread
+
+
+@pytest.mark.parametrize("side", [1, 3])
+def test_a_convolution_is_what_a_build_emits(side: int, tmp_path: Path) -> None:
+    """But for what turns its images: channels stand first in ONNX."""
+    outputs, channels, image = 24, 16, (7, 6)
+    kernel = RNG.standard_normal((outputs, channels, side, side), np.float32)
+    bias, images = BIAS[:outputs], RNG.standard_normal((4, channels, *image), np.float32)
+    given, taken = (
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, s, *image])
+        for n, s in (("x", channels), ("y", outputs))
+    )
+    constants = [numpy_helper.from_array(kernel, "w"), numpy_helper.from_array(bias, "b")]
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[side // 2] * 4)
+    graph = helper.make_graph([node], "g", [given], [taken], constants)
+    path, float_file = tmp_path / "layer.onnx", tmp_path / "float.tflite"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    part = Part(np.ascontiguousarray(np.moveaxis(kernel, 1, -1)), bias)
+    with TfliteEmitter() as emitter:
+        emitter.load_onnx(path, {"x": (1, channels, *image)})
+        assert not emitter.emit(float_file, open_onnx(path).layers, None)
+        for scheme in (FP32, INT8_DYNAMIC, INT8_STATIC):
+            theirs, own = float_file, tmp_path / f"own.{scheme}.tflite"
+            if scheme != FP32:
+                theirs = tmp_path / f"{scheme}.tflite"
+                samples = {"x": images[:, None]} if scheme == INT8_STATIC else None
+                emitter.quantize(float_file, theirs, scheme, samples)
+            write_layer(own, [part], scheme, 1, np.moveaxis(images, 1, -1))
+            emitted = [one for one in operators(theirs) if one["code"][0] == CONV_2D]
+            assert [one for one in operators(own) if one["code"][0] == CONV_2D] == emitted
+            found = answers(own, np.moveaxis(images[:1], 1, -1))
+            expected = np.moveaxis(answers(theirs, images[:1]), 1, -1)
+            assert np.abs(found - expected).max() < (1e-5 if scheme == FP32 else 0.05) * np.abs(expected).max()
 
 
 def test_large_constants_are_aligned(tmp_path: Path) -> None:
