@@ -1,7 +1,7 @@
 """What a build for a Raspberry Pi 4 makes of model files as people have them, each in its own format.
 
 `python bench/zoo.py` fetches them out of packages, builds what has no row yet in a process of its own, and writes the
-section of bench/RESULTS.md.
+section of bench/RESULTS.md. `--latency` and `--counts` measure the packs that were built here and not measured yet.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +22,19 @@ from typing import Any
 
 import figures_file
 import numpy as np
+import zoo_pack
 from block_tables import decibels, kilobytes, markdown_table, one_line
 from results_page import put_section
-from zoo_files import SEEDED, ZOO, ModelFile
+from zoo_files import FOLDER, SEEDED, ZOO, ModelFile
 
 from edgepack.backends.registry import backend
 from edgepack.data import Samples, feeds, rename
+from edgepack.errors import EdgepackError
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.types import Array
 from edgepack.pack.folder import EXAMPLE
 from edgepack.pack.manifest import read_document
+from edgepack.targets.file import get_target
 
 NAME = "zoo"
 KEPT = f"experiments/{NAME}"
@@ -37,6 +42,8 @@ COMMAND = "python bench/zoo.py"
 TARGET = "rpi4"
 MOST_S = 600
 SEARCH_MINUTES = 1
+NOTICEABLE = 0.03
+"""Share by which a file is slower."""
 HELD_OUT = 0.2
 """Of the samples, the last of them, on which no build looks."""
 ABOUT = """Each file was built for a Raspberry Pi 4 in its own format with the default options and `--time-limit 1min`,
@@ -46,7 +53,12 @@ there were none, so that nothing measured the accuracy. *Agree* and *SQNR* compa
 those of the source, on samples that no build has seen, in the output that loses most: the share of equal decisions
 (which of several numbers is the largest, or on which side of one half a single one lies), and signal over noise. Heads
 of wake words with inputs of their own were built with `--metric agreement --max-drop 0.1 --confidence 0.5 --optimize
-size`. Where a build stops, its exit code and its own words."""
+size`. *Faster*: latency of dense int8 over that of the pack's file on this machine, medians of four fresh processes in
+turns. *Minstr* and *k misses*: instructions (millions) and lines that come into L2 (thousands), of one inference on an
+emulated Raspberry Pi 4, dense int8 → pack. Where a build stops, its exit code and its own words."""
+LAYERS = """What became of the layers, one line a kind: how many of them are in low-rank factors, and why the others are
+not, by the first reason that their manifests give. Below, operators with weights that are no layers: they are stored in
+8 bits where that keeps the drop, never factored."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,18 +69,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--seeded", action="store_true", help="without data, which takes seconds where they take minutes"
     )
     parser.add_argument("--fresh", action="store_true", help="forget earlier builds")
+    parser.add_argument("--latency", action="store_true", help="measure packs on this machine, which wants it quiet")
+    parser.add_argument("--counts", action="store_true", help="count packs on the emulated target")
+    parser.add_argument("--most", type=float, default=float("inf"), metavar="S", help="begin nothing after so long")
     parser.add_argument("--render", action="store_true", help="build nothing")
     options = parser.parse_args(arguments)
     rows = {} if options.fresh else {row["name"]: row for row in figures_file.rows(KEPT) or []}
     if options.render:
         put_section(NAME, COMMAND, figures_file.load(KEPT), render(list(rows.values())))
         return
+    begun = time.monotonic()
     for file in sorted(ZOO, key=lambda each: each.file.stat().st_size):
-        if any(part in file.name for part in options.only or ()) or (not options.only and file.name not in rows):
+        row = rows.get(file.name)
+        if time.monotonic() - begun > options.most or not _is_wanted(file, row, options):
+            continue
+        if options.latency or options.counts:
+            rows[file.name] = dict(row or {}) | _measured(file, counts=options.counts)
+        else:
             rows[file.name] = measure(replace(file, inputs=SEEDED, options=()) if options.seeded else file)
-            kept = [rows[each.name] for each in ZOO if each.name in rows]
-            put_section(NAME, COMMAND, figures_file.store(KEPT, {"rows": kept}), render(kept))
-            print(f"{file.name}: {_line(rows[file.name])}", file=sys.stderr)
+        kept = [rows[each.name] for each in ZOO if each.name in rows]
+        put_section(NAME, COMMAND, figures_file.store(KEPT, {"rows": kept}), render(kept))
+        print(f"{file.name}: {_line(rows[file.name])}", file=sys.stderr)
+
+
+def _is_wanted(file: ModelFile, row: Mapping[str, Any] | None, options: argparse.Namespace) -> bool:
+    """Whether it is named, or lacks what is asked for; what is measured of a pack needs one."""
+    named = any(part in file.name for part in options.only or ())
+    if not (options.latency or options.counts):
+        return named or (not options.only and row is None)
+    packed = row is not None and "pack_bytes" in row and _pack_of(file).is_dir()
+    lacks = row is not None and ("counts" if options.counts else "faster") not in row
+    return packed and (named or (not options.only and lacks))
+
+
+def _pack_of(file: ModelFile) -> Path:
+    return FOLDER / "built" / f"{file.name}.pack"
+
+
+def _measured(file: ModelFile, *, counts: bool) -> dict[str, Any]:
+    """What is measured of its pack; None for what cannot be, which is said."""
+    try:
+        if counts:
+            return {"counts": zoo_pack.counts(file, _pack_of(file), get_target(TARGET))}
+        return {"faster": zoo_pack.faster(file, _pack_of(file))}
+    except EdgepackError as err:
+        print(f"{file.name}: {err.message}", file=sys.stderr)
+        return {"counts" if counts else "faster": None}
 
 
 def measure(file: ModelFile) -> dict[str, Any]:
@@ -77,8 +123,10 @@ def measure(file: ModelFile) -> dict[str, Any]:
         "name": file.name, "package": file.package, "format": file.format, "bytes": file.file.stat().st_size,
         "inputs": file.inputs, "options": list(file.options),
     }  # fmt: skip
+    out = _pack_of(file)
+    shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
-        out, data, held_out = Path(folder) / "pack", [], None
+        data, held_out = [], None
         if file.inputs != SEEDED:
             held_out, data = _with_data(file, Path(folder) / "samples.npz")
         begun = time.monotonic()
@@ -93,7 +141,7 @@ def _with_data(file: ModelFile, path: Path) -> tuple[Samples, list[str]]:
     """Samples that are held out, and the option with the others."""
     from zoo_inputs import inputs  # which are those of bench/models as well
 
-    arrays = inputs(file.inputs, backend(file.format).load(file.file))
+    arrays = inputs(file.inputs, backend(file.format).load(file.running))
     count = len(next(iter(arrays.values())))
     first = count - int(HELD_OUT * count)
     np.savez(path, **{name: array[:first] for name, array in arrays.items()})
@@ -126,6 +174,7 @@ def _pack(file: ModelFile, out: Path, held_out: Samples | None) -> dict[str, Any
         "scheme": packed["scheme"],
         "layers": len(layers),
         "low_rank": sum(layer["rank"] is not None for layer in layers),
+        "kinds": zoo_pack.layers(file, out),
         "warnings": manifest["warnings"],
     } | _compared(file, out, held_out)
 
@@ -133,7 +182,7 @@ def _pack(file: ModelFile, out: Path, held_out: Samples | None) -> dict[str, Any
 def _compared(file: ModelFile, out: Path, held_out: Samples | None) -> dict[str, float | None]:
     """Of the output that loses most: equal decisions, and SQNR in dB, None where the answers are the same."""
     load = backend(file.format).load
-    source, packed = load(file.file), load(out / f"model.{file.format}")
+    source, packed = load(file.running), load(out / f"model.{file.format}")
     if held_out is None:
         with np.load(out / EXAMPLE, allow_pickle=False) as archive:
             given = [dict(archive)]
@@ -165,12 +214,16 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
     built = [row for row in rows if "pack_bytes" in row]
     smaller = float(np.exp(np.mean([np.log(row["int8_bytes"] / row["pack_bytes"]) for row in built]))) if built else 1.0
     over = [row["name"] for row in built if row["pack_bytes"] > min([row["bytes"], *_rival(row)])]
+    slower = [row["name"] for row in built if (row.get("faster") or 1.0) < 1 - NOTICEABLE]
     counts = (
         f"{len(built)} of {len(rows)} files have a pack, in the geometric mean {smaller:.2f} times smaller than int8; "
-        f"{len(over)} are larger than their source, or than an int8 file within the budget"
-        f"{': ' if over else ''}{', '.join(over)}."
+        f"{_named(over, 'larger than their source, or than an int8 file within the budget')}; "
+        f"{_named(slower, 'over 3 % slower here than int8')}."
     )
-    headers = ["file", "source, kB", "int8, kB", "pack, kB", "layers", "scheme", "inputs", "agree", "SQNR, dB", "s"]
+    headers = [
+        "file", "source, kB", "int8, kB", "pack, kB", "layers", "scheme", "inputs", "agree", "SQNR, dB", "faster",
+        "Minstr", "k misses", "s",
+    ]  # fmt: skip
     table = markdown_table(headers, [_cells(row) for row in built], right=[*headers[1:4], *headers[7:]])
     stopped = [
         [row["name"], kilobytes(row["bytes"]), str(row["exit"]), one_line(row["reason"])]
@@ -181,7 +234,34 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
         "Builds that stop:",
         markdown_table(["file", "source, kB", "exit", "reason"], stopped, right=["source, kB", "exit"]),
     ]
-    return "\n\n".join([ABOUT, counts, table, *(stops if stopped else [])])
+    return "\n\n".join([ABOUT, counts, table, LAYERS, _by_kind(built), *(stops if stopped else [])])
+
+
+def _named(names: Sequence[str], what: str) -> str:
+    return f"{len(names)} are {what}{': ' if names else ''}{', '.join(names)}"
+
+
+def _by_kind(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line per kind of layer, over all files, and one per kind of operator that is none."""
+    found: dict[str, Counter[str]] = {}
+    files: Counter[str] = Counter()
+    for row in rows:
+        for kind, fates in row.get("kinds", {}).items():
+            found.setdefault(kind, Counter()).update(fates)
+            files[kind] += 1
+    reasons = [*zoo_pack.LEFT, zoo_pack.OTHER]
+    headers = ["kind", "files", "all", "factors", *reasons]
+    known = sorted((kind for kind in found if zoo_pack.NO_LAYER not in found[kind]), key=lambda kind: -files[kind])
+    lines = [
+        [kind, str(files[kind]), str(found[kind].total()), *(str(found[kind][fate]) for fate in headers[3:])]
+        for kind in known
+    ]
+    others = [
+        [kind, str(files[kind]), str(found[kind].total()), *["–"] * len(headers[3:])]
+        for kind in found
+        if kind not in known
+    ]
+    return markdown_table(headers, [*lines, *others], right=headers[1:])
 
 
 def _rival(row: Mapping[str, Any]) -> list[int]:
@@ -193,8 +273,16 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         row["name"] + (f" (exit {row['exit']})" if row["exit"] else ""),
         *(kilobytes(row[size]) for size in ("bytes", "int8_bytes", "pack_bytes")),
         f"{row['low_rank']} of {row['layers']}", row["scheme"], row["inputs"], f"{row['agree']:.4f}",
-        decibels(row["sqnr_db"]), str(row["seconds"]),
+        decibels(row["sqnr_db"]), "–" if row.get("faster") is None else f"{row['faster']:.2f}×",
+        _change(row, "instructions", 1e6), _change(row, "l2_misses", 1e3), str(row["seconds"]),
     ]  # fmt: skip
+
+
+def _change(row: Mapping[str, Any], event: str, unit: float) -> str:
+    """Of dense int8 and of the pack; as low as 0, since these are differences of counts."""
+    if not row.get("counts"):
+        return "–"
+    return " → ".join(f"{max(row['counts'][name][event], 0) / unit:.3g}" for name in ("int8", "pack"))
 
 
 def _line(row: Mapping[str, Any]) -> str:

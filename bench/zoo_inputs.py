@@ -20,6 +20,7 @@ from minilm import docstring_lines
 from PIL import Image, ImageDraw, ImageFont
 from scipy.signal import resample_poly, stft
 from zoo_files import member
+from zoo_text import OF_TEXT
 
 from edgepack.backends.backend import Session
 from edgepack.backends.registry import backend
@@ -36,9 +37,11 @@ WAKE_WORDS = (
     "set a ten minute timer",
     "what's the weather",
 )
+SPEEDS, PITCHES = (130, 160, 190), (35, 65)
+"""Words a minute, and of 100, of wake words."""
 SENTENCES = 320
-LONGEST = 160
-"""Samples of models with large inputs, and steps of a stream."""
+LONGEST, MANY = 160, 2000
+"""Samples of models with large inputs, and steps of a stream; samples of small models, of which a share is judged."""
 PICTURES = (
     "astronaut", "coffee", "chelsea", "rocket", "motorcycle_left", "camera", "page", "text", "ihc", "retina", "coins",
 )  # fmt: skip
@@ -53,11 +56,26 @@ Inputs = dict[str, Array]
 @cache
 def speech(rate: int) -> Array:
     """(N,) float32 in [-1, 1]: sentences and wake words in several voices, a pause behind each."""
+    return _in_turns([(voice, text, ()) for voice in VOICES for text in WAKE_WORDS], rate)
+
+
+@cache
+def called(rate: int) -> Array:
+    """The same with every wake word at several speeds and pitches."""
+    ways = [("-s", str(speed), "-p", str(pitch)) for speed in SPEEDS for pitch in PITCHES]
+    return _in_turns([(voice, text, way) for voice in VOICES for text in WAKE_WORDS for way in ways], rate)
+
+
+def _in_turns(said: Sequence[tuple[str, str, tuple[str, ...]]], rate: int) -> Array:
+    """Those and sentences, in a seeded order."""
     sentences = [line for line, _ in zip(docstring_lines(), range(SENTENCES), strict=False)]
-    said = [(voice, text) for voice in VOICES for text in WAKE_WORDS]
-    said += [(VOICES[number % len(VOICES)], text) for number, text in enumerate(sentences)]
+    said = [*said, *((VOICES[number % len(VOICES)], text, ()) for number, text in enumerate(sentences))]
     order = np.random.default_rng(0).permutation(len(said))
-    parts = [part for number in order for part in (_said(*said[number]), np.zeros(SPEECH_RATE // 2, np.float32))]
+    parts = [
+        part
+        for number in order
+        for part in (_said(said[number][0], said[number][1], *said[number][2]), np.zeros(SPEECH_RATE // 2, np.float32))
+    ]
     whole = np.concatenate(parts)
     return whole if rate == SPEECH_RATE else np.asarray(resample_poly(whole, rate, SPEECH_RATE), np.float32)
 
@@ -96,7 +114,8 @@ def loud_audio(specs: Sequence[TensorSpec]) -> Inputs:
 
 def mel_windows(specs: Sequence[TensorSpec]) -> Inputs:
     """76 frames of a mel spectrogram, every eighth."""
-    return {specs[0].name: _mel_windows()[:: max(len(_mel_windows()) // 600, 1)]}
+    found = _mel_windows(speech(RATE))
+    return {specs[0].name: found[:: max(len(found) // 600, 1)]}
 
 
 def embeddings(specs: Sequence[TensorSpec]) -> Inputs:
@@ -105,17 +124,16 @@ def embeddings(specs: Sequence[TensorSpec]) -> Inputs:
     return {specs[0].name: np.ascontiguousarray(cut.transpose(0, 2, 1))}
 
 
-@cache
-def _mel_windows() -> Array:
+def _mel_windows(sound: Array) -> Array:
     run = backend("onnx").load(_of_chain("melspectrogram")).run
-    frames = run({"input": speech(RATE)[None] * 2**15})[0].reshape(-1, 32) / 10 + 2
+    frames = run({"input": sound[None] * 2**15})[0].reshape(-1, 32) / 10 + 2
     return np.ascontiguousarray(windows(frames, 76, 8).transpose(0, 2, 1)[..., None])
 
 
 @cache
 def _embedded() -> Array:
     run = backend("onnx").load(_of_chain("embedding_model")).run
-    return np.concatenate([run({"input_1": part[None]})[0].reshape(1, 96) for part in _mel_windows()])
+    return np.concatenate([run({"input_1": part[None]})[0].reshape(1, 96) for part in _mel_windows(called(RATE))])
 
 
 def _of_chain(name: str) -> Path:
@@ -190,14 +208,21 @@ def crops(height: int, width: int, count: int) -> Iterator[Array]:
         yield np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box))
 
 
-def lines_of_text(specs: Sequence[TensorSpec]) -> Inputs:
+def lines_of_text(specs: Sequence[TensorSpec], count: int = LONGEST) -> Inputs:
     """Lines that are drawn dark on light, 48 × 320 pixels or as the model takes them, from -1 to 1, colours alike."""
     spec = specs[0]
     channels, height, width = (side or usual for side, usual in zip(spec.shape[1:], (3, 48, 320), strict=True))
     rng = np.random.default_rng(0)
-    lines = [_line(text, height, width, rng) for text, _ in zip(docstring_lines(), range(LONGEST), strict=False)]
+    lines = [_line(text, height, width, rng) for text, _ in zip(docstring_lines(), range(count), strict=False)]
     found = np.stack(lines).astype(np.float32) / 127.5 - 1
     return {spec.name: np.ascontiguousarray(np.repeat(found[:, None], channels, axis=1))}
+
+
+def turned_lines(specs: Sequence[TensorSpec]) -> Inputs:
+    """Many of them, every second one upside down, which is what a classifier tells."""
+    ((name, found),) = lines_of_text(specs, MANY).items()
+    found[1::2] = found[1::2, :, ::-1, ::-1]
+    return {name: found}
 
 
 def _line(text: str, height: int, width: int, rng: np.random.Generator) -> Array:
@@ -217,6 +242,7 @@ OF_SPECS: Mapping[str, Callable[[Sequence[TensorSpec]], Inputs]] = {
     "pictures": pictures,
     "centred pictures": centred_pictures,
     "lines of text": lines_of_text,
+    "turned lines of text": turned_lines,
 }
 OF_A_STREAM: Mapping[str, Callable[[Session], Inputs]] = {
     "a stream of speech": voice_frames,
@@ -227,4 +253,6 @@ OF_A_STREAM: Mapping[str, Callable[[Session], Inputs]] = {
 
 def inputs(kind: str, model: Session) -> Inputs:
     """Samples of a kind for a model, in the order in which they were made."""
+    if kind in OF_TEXT:
+        return OF_TEXT[kind]()
     return OF_A_STREAM[kind](model) if kind in OF_A_STREAM else OF_SPECS[kind](model.inputs)

@@ -427,6 +427,12 @@ def _add(total: _Hash, header: bytes, body: bytes) -> None:
     total.update(body)
 
 
+def file_bytes(path: Path) -> int:
+    """Bytes of a model file, and of the one beside it that holds its weights where they are too many for one."""
+    beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as stream:

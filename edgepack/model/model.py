@@ -35,8 +35,8 @@ class Model:
         in_integers: whether its layers compute in integers: what stands in their place does so as well.
         fixed: why none of its layers is changed; None where they can be.
         left: what would be layers, but stays as it is, and why; None where there is nothing of the kind.
-        given: the file as it was given where its weights in integers were decoded, and the scheme by whose tolerance
-            that answers as the content does; None where the content is that of the file.
+        given: the file as it was given where the content is that of it, or its weights in integers decoded, and the
+            scheme by whose tolerance it answers as the content does; None where it was changed more, or exported.
         batched: names of inputs whose first axis is a batch of any size in the source, though `inputs` say one.
     """
 

@@ -26,7 +26,7 @@ from edgepack.pipeline.latency_estimates import LatencyEstimates
 from edgepack.pipeline.options import BuildOptions
 from edgepack.plan.candidates import break_even_rank
 from edgepack.units import seconds, size
-from edgepack.workspace import Keyed, Step, Workspace, file_digest
+from edgepack.workspace import Keyed, Step, Workspace, file_bytes, file_digest
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Baseline:
     @property
     def fallback_bytes(self) -> int:
         """What a pack is never larger than: dense int8, and a file that was given in integers."""
-        size = self.int8.stat().st_size
-        return min(size, self.fp32.stat().st_size) if self.in_integers else size
+        size = file_bytes(self.int8)
+        return min(size, file_bytes(self.fp32)) if self.in_integers else size
 
     @property
     def is_rival(self) -> bool:
@@ -87,27 +87,30 @@ def make_baseline(evaluator: Evaluator, files: Writer, estimates: LatencyEstimat
     paths = {scheme: work / f"baseline.{scheme}.{fmt}" for scheme in schemes}
     quantizers: dict[Scheme, str] = {}
     drops: dict[Scheme, Drop | None] = {}
-    unwritten: ModelError | None = None
+    failed: ModelError | None = None
     for scheme in schemes:
         try:
             quantizer = files.write_baseline(scheme, paths[scheme])
         except ModelError as err:
-            unwritten = err
+            failed = err
             evaluator.workspace.warn(f"there is no dense {scheme} baseline: {err.message}")
             continue
         try:
             drops[scheme] = file_evaluator.validation.drop_of(paths[scheme], fmt)
         except ModelError as err:
+            failed = err
             evaluator.workspace.warn(f"the dense {scheme} baseline does not run: {err.message}")
             continue
         quantizers[scheme] = quantizer
-        if not evaluator.measures_here and _within(drops[scheme], limit):
+        if not evaluator.measures_here and _within(drops[scheme], limit) and _is_smaller(paths[scheme], fp32):
             break
     if not quantizers:
-        raise unwritten or ModelError(f"no dense int8 {fmt} baseline runs", hint="leave this format out with --formats")
-    good = [scheme for scheme in quantizers if _within(drops[scheme], limit)]
+        why, hint = ("", None) if failed is None else (f": {failed.message}", failed.hint)
+        raise ModelError(f"no dense int8 {fmt} baseline runs{why}", hint=hint or "leave this format out with --formats")
+    able = [scheme for scheme in quantizers if _is_smaller(paths[scheme], fp32)] or list(quantizers)
+    good = [scheme for scheme in able if _within(drops[scheme], limit)]
     if not good:  # none is a rival: the one that loses least is shown
-        good = [min(quantizers, key=lambda scheme: _lost(drops[scheme]))]
+        good = [min(able, key=lambda scheme: _lost(drops[scheme]))]
     measures = evaluator.measures_here and len(good) > 1
     measured = evaluator.latencies({scheme.name: paths[scheme] for scheme in good}, fmt) if measures else {}
     scheme = model.fastest(good, {scheme: measured[scheme.name] for scheme in good} if measured else {})
@@ -127,6 +130,11 @@ def make_baseline(evaluator: Evaluator, files: Writer, estimates: LatencyEstimat
         in_integers=not files.given_scheme.is_float,
         is_source=files.given_scheme.is_static,
     )
+
+
+def _is_smaller(path: Path, fp32: Path) -> bool:
+    """Whether a quantizer found anything to store in fewer bits: it may pass over all that stands in branches."""
+    return file_bytes(path) < file_bytes(fp32)
 
 
 def _stated(evaluator: Evaluator, path: Path, fmt: Format) -> Drop | None:
@@ -170,31 +178,36 @@ def fall_back_to_int8(evaluator: Evaluator, files: Writer, trial: FileTrial, bas
         return trial
     if is_automatic(evaluator.options):
         return _dense(evaluator, files, baseline.scheme, baseline.int8, reason)
-    evaluator.workspace.warn(f"{trial.fmt}: {reason}; it is kept, since its options ask for it")
+    evaluator.workspace.warn(f"{trial.fmt}: {reason}; it stays as it was asked for")
     return trial
 
 
-def no_larger_than_source(evaluator: Evaluator, files: Writer, trial: FileTrial, baseline: Baseline) -> FileTrial:
-    """The trial, or the model as it was given where that is the smaller file and meets the user's own limits. What
-    was asked for by the user stands, with a line that says so."""
-    planned, given = trial.path.stat().st_size, baseline.fp32.stat().st_size
-    if planned <= given:
+def no_worse_than_source(evaluator: Evaluator, files: Writer, trial: FileTrial, baseline: Baseline) -> FileTrial:
+    """The trial, or the model as it was given where that is the smaller file, or where nothing else keeps the drop, and
+    meets the user's own limits. What was asked for by the user stands; of a larger file a line says so."""
+    planned, given = file_bytes(trial.path), file_bytes(baseline.fp32)
+    limit, stated = evaluator.options.drop_limit, trial.stated
+    over = limit is not None and stated is not None and stated.value > limit
+    if planned <= given and not over:
         return trial
     reason = f"the planned file has {planned} bytes, the model as it was given {given}"
+    if over and stated is not None:
+        reason = f"the best plan drops {stated.value:.2f} in {stated.metric}, {limit:g} is allowed"
     automatic = is_automatic(evaluator.options) and evaluator.options.precision == "auto"
     if automatic and _fits(evaluator, baseline.fp32, trial.fmt):
         dense = _dense(evaluator, files, files.given_scheme, baseline.fp32, reason)
-        if dense.sound:
-            evaluator.workspace.warn(f"{trial.fmt}: {reason}; the pack keeps it as it was given")
+        if dense.sound and not (over and dense.stated is not None and dense.stated.value > (limit or 0.0)):
+            evaluator.workspace.warn(f"{trial.fmt}: {reason}; the pack keeps the model as it was given")
             return dense
-    evaluator.workspace.warn(f"{trial.fmt}: {reason}; it is kept, since its options ask for it")
+    if planned > given:
+        evaluator.workspace.warn(f"{trial.fmt}: {reason}; it stays for what was asked")
     return trial
 
 
 def warn_of_clash(evaluator: Evaluator, trial: FileTrial, baseline: Baseline, estimates: LatencyEstimates) -> None:
     """Say where the halves of the promise exclude each other: of a model that was given in fewer bytes than dense int8
     has, no file was found that is no larger than that and no slower than dense int8."""
-    given, rival, planned = (path.stat().st_size for path in (baseline.fp32, baseline.int8, trial.path))
+    given, rival, planned = (file_bytes(path) for path in (baseline.fp32, baseline.int8, trial.path))
     kept = is_automatic(evaluator.options) and baseline.is_rival and planned <= given
     if not (kept and baseline.in_integers and given < rival):
         return
@@ -231,7 +244,7 @@ def _broken(evaluator: Evaluator, trial: FileTrial, baseline: Baseline) -> str |
         dense = baseline.int8_drop if baseline.int8_stated is None else baseline.int8_stated
         if _lost(dense) <= trial.lost:
             return f"the best plan may drop {trial.lost:.2f}, dense int8 {_lost(dense):.2f}"
-    planned, rival = trial.path.stat().st_size, baseline.int8.stat().st_size
+    planned, rival = file_bytes(trial.path), file_bytes(baseline.int8)
     if planned > rival:
         return f"the planned file has {planned} bytes, dense int8 {rival}"
     if evaluator.measures_here and evaluator.aim != "size":
@@ -260,7 +273,7 @@ def dense_instead(evaluator: Evaluator, files: Writer, baseline: Baseline, reaso
 def _fits(evaluator: Evaluator, path: Path, fmt: Format) -> bool:
     """Whether a dense file meets the user's own limits; whether it is fast enough is only known here."""
     options = evaluator.options
-    if options.max_size_bytes is not None and path.stat().st_size > options.max_size_bytes:
+    if options.max_size_bytes is not None and file_bytes(path) > options.max_size_bytes:
         return False
     if options.max_latency_s is not None and not evaluator.measures_here:
         return False

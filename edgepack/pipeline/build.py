@@ -25,7 +25,7 @@ from edgepack.pipeline.baselines import (
     dense_instead,
     fall_back_to_int8,
     make_baseline,
-    no_larger_than_source,
+    no_worse_than_source,
     warn_of_clash,
 )
 from edgepack.pipeline.error_breakdown import layer_splits
@@ -37,7 +37,7 @@ from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.prepare import Prepared, leaving_out, prepared, warn_of_refused
 from edgepack.pipeline.search import Found, Planned, plan
 from edgepack.sources import model_name
-from edgepack.workspace import Cache, Progress, silent
+from edgepack.workspace import Cache, Progress, file_bytes, silent
 
 if TYPE_CHECKING:
     from edgepack.archive.images import JpegImage
@@ -247,7 +247,7 @@ def _choose(ready: Prepared) -> Chosen:
                 )
                 start = found.loss
             trial = fall_back_to_int8(ready.evaluator, files, found.found.trial, baseline)
-            trials[fmt] = no_larger_than_source(ready.evaluator, files, trial, baseline)
+            trials[fmt] = no_worse_than_source(ready.evaluator, files, trial, baseline)
             warn_of_clash(ready.evaluator, trials[fmt], baseline, ready.estimates)
             planned[fmt] = found
     warn_of_refused(left_out, trials, ready.evaluator.workspace)
@@ -278,8 +278,13 @@ def _entries(
             entry = replace(entry, corners=corner_entries(planned.corners, entry.size_bytes))
         entries[name] = _with_archive(entry, archived.get(name))
     if ready.evaluator.options.baseline:
+        paths = chosen.paths(baseline=True)
         for fmt, dense in chosen.baselines.items():
-            entries |= baseline_files(fmt, dense, scores)
+            for name, dense_entry in baseline_files(fmt, dense, scores).items():
+                if _is_in_parts(paths[name][0]):
+                    ready.evaluator.workspace.warn(f"{name} is left out: it would be over 2 GiB")
+                else:
+                    entries[name] = dense_entry
     return entries
 
 
@@ -290,12 +295,17 @@ def _with_archive(entry: PackedFile, wire: tuple[int, ArchiveEntry] | None) -> P
 def _place(folder: Path, chosen: Chosen, ready: Prepared) -> None:
     options = ready.evaluator.options
     for name, (path, _) in chosen.paths(baseline=options.baseline).items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / name)
-        beside = path.with_name(f"{path.name}.data")
-        if beside.is_file():
+        if _is_in_parts(path) and name.startswith("model."):
             raise ModelError(f"{name} would be over 2 GiB, which a pack does not hold yet")
+        if not _is_in_parts(path):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / name)
     place_examples(folder, example(ready.data.validation, ready.opened.inputs, options.seed), tuple(chosen.trials))
+
+
+def _is_in_parts(path: Path) -> bool:
+    """Whether a file has its weights beside it, as they are over 2 GiB."""
+    return file_bytes(path) > path.stat().st_size
 
 
 def place_examples(folder: Path, inputs: Mapping[str, Array], formats: Sequence[Format]) -> None:

@@ -27,6 +27,7 @@ from edgepack.plan.candidates import file_label
 from edgepack.plan.explain import arrangement
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
 from edgepack.units import seconds, size
+from edgepack.workspace import file_bytes
 
 OPTIONS: dict[Quantity, str] = {"size_bytes": "--max-size", "ram_bytes": "--max-memory", "latency_s": "--max-latency"}
 
@@ -77,7 +78,7 @@ def measure_rest(
     if evaluator.measures_here:
         whole = evaluator.latencies({"dense": path}, files.fmt)["dense"]
         latency_s = max(whole - (estimates.dense_latency_s(scheme.layers, plain) or 0.0), 0.0)
-    rest = max(path.stat().st_size - sum(sizes.values()), 0)
+    rest = max(file_bytes(path) - sum(sizes.values()), 0)
     if not evaluator.measures_here:
         files.write_dense(path)
         latency_s += estimates.convolutions_s(files.fmt, backend(files.fmt).convolutions(path))
@@ -160,7 +161,7 @@ def excess(evaluator: Evaluator, trial: FileTrial) -> dict[Quantity, float]:
     options = evaluator.options
     found: dict[Quantity, float] = {}
     if options.max_size_bytes is not None:
-        found["size_bytes"] = trial.path.stat().st_size - options.max_size_bytes
+        found["size_bytes"] = file_bytes(trial.path) - options.max_size_bytes
     if options.max_memory_bytes is not None:
         found["ram_bytes"] = peak_ram_bytes(trial.path, trial.fmt, evaluator.workspace) - options.max_memory_bytes
     if options.max_latency_s is not None and evaluator.measures_here:
@@ -221,13 +222,14 @@ def unmet_budget(
     if worst.stated.value <= limit:
         evaluator.workspace.warn(undecided(worst, worst.stated, limit))
         return None
-    costs = _costs(evaluator, files[worst.fmt], worst)
+    costs = [(plan, drop) for plan, drop in _costs(evaluator, files[worst.fmt], worst) if drop > 0]
     names = ", ".join(f"{_what(plan)} (alone it drops {drop:.2f})" for plan, drop in costs[:NAMED])
+    blamed = f"; most to blame: {names}" if names else ", which no layer does alone"
     metric = worst.stated.metric
     scheme = file_label(worst.layers, worst.scheme)
     return BudgetError(
         f"no plan keeps the drop within {limit:g}: the best {worst.fmt} file ({scheme}) drops {worst.stated.value:.2f}"
-        f" in {metric}; most to blame: {names}",
+        f" in {metric}{blamed}",
         hint="allow more with --max-drop, a higher --rank, or --precision fp32",
     )
 

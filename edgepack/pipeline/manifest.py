@@ -46,7 +46,7 @@ from edgepack.pipeline.search import PlanTrial
 from edgepack.pipeline.tables import as_stored
 from edgepack.plan.candidates import file_label
 from edgepack.quantize.error_breakdown import Split
-from edgepack.workspace import file_digest, tool_versions
+from edgepack.workspace import file_bytes, file_digest, tool_versions
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def pack_file(
     return PackedFile(
         format=trial.fmt,
         scheme=file_label(trial.layers, trial.scheme),
-        size_bytes=trial.path.stat().st_size,
+        size_bytes=file_bytes(trial.path),
         sha256=file_digest(trial.path),
         metric=metric,
         scored_on=scored_on,
@@ -239,7 +239,7 @@ def _dense(
     return DenseFile(
         format=fmt,
         scheme=scheme,
-        size_bytes=path.stat().st_size,
+        size_bytes=file_bytes(path),
         sha256=file_digest(path),
         metric=metric,
         scored_on=scored_on,

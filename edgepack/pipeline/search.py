@@ -32,7 +32,7 @@ from edgepack.plan.candidates import base_scheme, exceptions, file_label
 from edgepack.plan.explain import arrangement
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
 from edgepack.units import seconds
-from edgepack.workspace import Keyed, digest, record_store
+from edgepack.workspace import Keyed, digest, file_bytes, record_store
 from edgepack.workspace import Step as CachedStep
 
 FINALISTS = 3
@@ -206,14 +206,14 @@ class Search:
 
     def _fastest(self, trials: Sequence[FileTrial]) -> tuple[FileTrial, dict[str, float]]:
         if self._evaluator.aim == "size":
-            return min(trials, key=lambda one: one.path.stat().st_size), {}
+            return min(trials, key=lambda one: file_bytes(one.path)), {}
         named = {_name(trial): trial for trial in trials}
         if len(named) == 1 or not self._evaluator.measures_here:
             return trials[0], {}
         measured = self._evaluator.latencies({name: a.path for name, a in named.items()}, self._files.fmt)
         if self._evaluator.aim == "latency":
             return named[model.fastest(list(named), measured)], measured
-        return min(trials, key=lambda one: measured[_name(one)] * one.path.stat().st_size), measured
+        return min(trials, key=lambda one: measured[_name(one)] * file_bytes(one.path)), measured
 
     def _trials(self, step: Step, limit: float | None) -> Iterator[FileTrial]:
         """Files of a plan, in the order in which they are wanted; where nothing can be measured the first good one ends
@@ -546,7 +546,7 @@ def _tried(task: _Emission) -> tuple[Drop, int]:
     evaluator, files, layers, scheme = task.evaluator, task.files, task.layers, task.scheme
     out = evaluator.workspace.folder / f"trial.{files.fmt}"
     files.write(files.takes(evaluator.replacements.draft(layers, scheme)), scheme, out, exceptions(layers, scheme))
-    drop, size = evaluator.file_evaluator.drop_of(out, files.fmt), out.stat().st_size
+    drop, size = evaluator.file_evaluator.drop_of(out, files.fmt), file_bytes(out)
     out.unlink()
     return drop, size
 

@@ -37,7 +37,7 @@ def source_of(spec: str) -> Source:
     advice = ", or ".join(source.advice for source in SOURCES if source.advice is not None)
     if (other := other_kind(spec)) is not None:
         what, step = other
-        raise UsageError(f"{spec!r} is a {what}: {expected}", hint=f"{step}; or {advice}")
+        raise UsageError(f"{spec!r} is a {what}: {expected}", hint=step)
     raise UsageError(f"cannot tell what {spec!r} is: {expected}", hint=advice)
 
 

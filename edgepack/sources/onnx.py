@@ -15,7 +15,7 @@ from edgepack.model.types import TensorSpec
 from edgepack.sources.inputs import GivenInput
 from edgepack.sources.source import FileOfSuffix
 
-FOUND = 6
+FOUND = 7
 """Version of what is done to a graph before its layers are found: part of the key of all that is kept of them."""
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def onnx_model(spec: str, name: str, kind: str, path: Path, work: Path) -> Model
         raise ModelError(f"{spec}: {err.message}", hint=err.hint) from err
     if not source.inputs:
         raise ModelError(f"{spec}: the model takes no inputs")
-    given = None if source.given.is_float else (path, source.given)
+    own = kind == OnnxFile.name and not source.folded
+    given = (path, source.given) if own or not source.given.is_float else None
     if source.folded:
         path = work / "folded.onnx"
         save(source.model, path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import ModelError, install_command
 from edgepack.model.model import Model, NativeName
 from edgepack.model.scheme import Format
-from edgepack.sources.inputs import GivenInput, with_shapes
+from edgepack.sources.inputs import GivenInput, shown, with_shapes
 from edgepack.sources.source import FileOfSuffix
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ class TfliteFile(FileOfSuffix):
         except ModelError as err:
             raise ModelError(
                 f"{spec}: {err.message.rpartition(': ')[2]} (LiteRT, at the input shapes that the file has)",
-                hint="give the shapes that it leaves open, --input NAME=1x224x224x3, or convert it with those that it "
-                "is run with, and without custom operators",
+                hint=_other_shapes(content, spec),
             ) from err
         if not inputs:
             raise ModelError(f"{spec}: the model takes no inputs", hint="give a model that takes some")
@@ -93,6 +92,17 @@ def _with_shapes(content: bytes, name: str, given: Sequence[GivenInput]) -> byte
         raise ModelError(
             f"{name}: {err.message.rpartition(': ')[2]} (LiteRT, with {asked})", hint="give shapes on which it runs"
         ) from err
+
+
+def _other_shapes(model: TfliteModel, name: str) -> str:
+    """What to do where LiteRT does not run a file at the shapes that it has."""
+    from edgepack.backends.tflite.resize import stated_inputs
+
+    left = [one for one in stated_inputs(model.content, name) if None in one.shape]
+    if not left:
+        return "convert it with the shapes that it is run with, and without custom operators"
+    asked = " ".join(f"--input {one.name}={shown(one)}" for one in left)
+    return f"give a number for each side that it leaves open, beside --data as well: {asked}"
 
 
 def _hidden(model: TfliteModel) -> str | None:

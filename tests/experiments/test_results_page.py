@@ -169,19 +169,27 @@ def test_a_drop_over_the_limit_counts_unless_the_build_said_so(
     assert (found.builds, found.refused, found.of_int8) == (1, int(refused), 0.5)
 
 
-def test_the_zoo_counts_packs_that_are_larger_than_they_may_be() -> None:
+def test_the_zoo_counts_packs_that_are_larger_or_slower_than_they_may_be() -> None:
     row = {
         "name": "a", "bytes": 4000, "int8_bytes": 1000, "int8_is_rival": True, "pack_bytes": 500, "low_rank": 1,
         "layers": 3, "scheme": "int8", "inputs": "seeded", "agree": 1.0, "sqnr_db": None, "seconds": 5, "exit": 0,
     }  # fmt: skip
-    larger = {**row, "name": "b", "pack_bytes": 2000, "sqnr_db": 31.25, "exit": 5}
-    allowed = {**larger, "name": "c", "int8_is_rival": False}
+    counts = {"int8": {"instructions": 4.2e6, "l2_misses": 999}, "pack": {"instructions": 1.05e6, "l2_misses": -3}}
+    kinds = {"linear": {"factors": 1, "no rank saves": 2}, "transposed convolution": {"no layer": 4}}
+    measured = {**row, "faster": 2.5, "counts": counts, "kinds": kinds}
+    larger = {**row, "name": "b", "pack_bytes": 2000, "sqnr_db": 31.25, "exit": 5, "faster": 0.9}
+    allowed = {**larger, "name": "c", "int8_is_rival": False, "faster": 0.98, "counts": None}
     stopped = {"name": "d", "bytes": 100, "exit": 3, "reason": "no\n such | thing"}
-    table = zoo.render([row, larger, allowed, stopped])
+    table = zoo.render([measured, larger, allowed, stopped])
     assert "3 of 4 files have a pack, in the geometric mean 0.79 times smaller than int8; 1 are larger" in table
-    assert "within the budget: b." in table
-    assert "| a | 4.0 | 1.0 | 0.5 | 1 of 3 | int8 | seeded | 1.0000 | equal | 5 |" in table
-    assert "| b (exit 5) | 4.0 | 1.0 | 2.0 | 1 of 3 | int8 | seeded | 1.0000 | 31.2 | 5 |" in table
+    assert "within the budget: b; 1 are over 3 % slower here than int8: b." in table
+    assert (
+        "| a | 4.0 | 1.0 | 0.5 | 1 of 3 | int8 | seeded | 1.0000 | equal | 2.50× | 4.2 → 1.05 | 0.999 → 0 | 5 |"
+        in table
+    )
+    assert "| b (exit 5) | 4.0 | 1.0 | 2.0 | 1 of 3 | int8 | seeded | 1.0000 | 31.2 | 0.90× | – | – | 5 |" in table
+    assert "| linear | 1 | 3 | 1 | 2 | 0 |" in table
+    assert "| transposed convolution | 1 | 4 | – |" in table
     assert "| d | 0.1 | 3 | no such \\| thing |" in table
 
 

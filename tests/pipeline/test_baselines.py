@@ -60,7 +60,7 @@ class Dense:
     given_scheme = FP32
 
     def write_dense(self, out: Path) -> None:
-        out.write_text("fp32")
+        out.write_text("fp32".ljust(99))
 
     def write_baseline(self, scheme: Scheme, out: Path) -> str:
         out.write_text(scheme.name)
@@ -75,9 +75,9 @@ class Answers:
         self.validation = SimpleNamespace(drop_of=self.drop_of, has_data=True)
 
     def drop_of(self, path: Path, fmt: str) -> Drop:
-        if path.read_text() not in self.drops:
+        if path.read_text().strip() not in self.drops:
             raise ModelError("no kernel")
-        return drop(self.drops[path.read_text()])
+        return drop(self.drops[path.read_text().strip()])
 
 
 class Costs:
@@ -127,6 +127,20 @@ def test_a_scheme_that_misses_the_budget_gives_way(evaluator: Evaluator) -> None
     assert (found.scheme, found.is_rival) == (INT8_STATIC, True)
     neither = chosen(evaluator, {INT8_DYNAMIC: 3.0, INT8_STATIC: 2.0}, costs)
     assert (neither.scheme, neither.is_rival) == (INT8_STATIC, False), "the closer one is shown"
+
+
+def test_a_scheme_in_which_nothing_is_stored_in_fewer_bits_gives_way(
+    evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(files: Dense, scheme: Scheme, out: Path) -> str:
+        out.write_text(scheme.name.ljust(99) if scheme == INT8_DYNAMIC else scheme.name)
+        return "a quantizer"
+
+    monkeypatch.setattr(Dense, "write_baseline", written)
+    costs = {INT8_DYNAMIC: 1.0, INT8_STATIC: 2.0}
+    assert chosen(evaluator, {INT8_DYNAMIC: 0.0, INT8_STATIC: 0.1}, costs).scheme == INT8_STATIC
+    found = chosen(evaluator, {INT8_DYNAMIC: 0.0, INT8_STATIC: 3.0}, costs)
+    assert (found.scheme, found.is_rival) == (INT8_STATIC, False)
 
 
 def test_a_scheme_that_does_not_run_is_told(evaluator: Evaluator) -> None:

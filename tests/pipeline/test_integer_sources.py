@@ -99,9 +99,40 @@ def test_a_file_of_fewer_bits_than_any_plan_is_kept(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "pack")
     assert (tmp_path / "pack" / "model.onnx").read_bytes() == source.read_bytes()
     assert [layer.scheme for layer in manifest.files["model.onnx"].layers] == [NBITS4.name]
-    assert any("keeps it as it was given" in warning for warning in manifest.warnings)
+    assert any("keeps the model as it was given" in warning for warning in manifest.warnings)
     (clash,) = (warning for warning in manifest.warnings if "size wins" in warning)
     dense = tmp_path / "pack" / "baseline" / "int8.onnx"
     assert f"as it was given ({size(source.stat().st_size)})" in clash
     assert f", {size(dense.stat().st_size)})" in clash
     assert "emulated cost table" in clash
+
+
+@pytest.mark.parametrize("form", [QuantFormat.QOperator, QuantFormat.QDQ])
+def test_convolutions_in_integers_have_a_rank_where_that_is_smaller(form: QuantFormat, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    kernels = [
+        (rng.standard_normal((48, 4)) @ rng.standard_normal((4, 9 * inputs)) / 8).reshape(48, inputs, 3, 3)
+        for inputs in (3, 48)
+    ]
+    weights = {"k": kernels[0], "v": kernels[1], "w": rng.standard_normal((48, 5))}
+    nodes = [
+        make_node("Conv", ["x", "k"], ["a"], pads=[1] * 4), make_node("Relu", ["a"], ["b"]),
+        make_node("Conv", ["b", "v"], ["c"], pads=[1] * 4), make_node("GlobalAveragePool", ["c"], ["d"]),
+        make_node("Flatten", ["d"], ["e"]), make_node("MatMul", ["e", "w"], ["y"]),
+    ]  # fmt: skip
+    given = {name: array.astype(np.float32) for name, array in weights.items()}
+    onnx.save(proto(nodes, [info("x", [1, 3, 8, 8])], [info("y", [1, 5])], given), tmp_path / "float.onnx")
+    x = (RNG.standard_normal((300, 1, 3, 1, 1)) + RNG.standard_normal((300, 1, 3, 8, 8)) / 3).astype(np.float32)
+    reader = Reader()
+    reader.feeds = iter([{"x": one} for one in x[:30]])
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    source = tmp_path / "model.onnx"
+    quantize_static(tmp_path / "float.onnx", source, reader, quant_format=form, reduce_range=True, **types)
+    np.savez(tmp_path / "d.npz", allow_pickle=False, x=x[:, 0])
+    asked = options(source, data=tmp_path / "d.npz", max_drop=3.0, metric="r2", out=tmp_path / "pack")
+    build(asked, cache=Cache(tmp_path / "cache"))
+    entry = (manifest := read_manifest(tmp_path / "pack")).files["model.onnx"]
+    assert {layer.layer: layer.rank is not None for layer in entry.layers}["v_quantized"]
+    assert entry.size_bytes < 0.6 * source.stat().st_size
+    assert (tmp_path / "pack" / "baseline" / "int8.onnx").read_bytes() == source.read_bytes()
+    assert not any("stay as they are" in warning for warning in manifest.warnings)

@@ -10,9 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 
+from edgepack.backends.onnx import file as onnx_file
+from edgepack.backends.onnx import session as onnx_session
 from edgepack.errors import BudgetError
+from edgepack.pack.manifest import read_manifest
 from edgepack.pipeline import limits, search
 from edgepack.pipeline.baselines import peak_ram_bytes
 from edgepack.pipeline.build import build
@@ -215,3 +219,21 @@ def test_a_drop_on_the_test_of_just_the_limit_is_within_it(lost: int, over: bool
     assert (found is not None) == over
     assert limits.over_on_test(scores, None) is None
     assert found is None or "model.onnx drops 0.12 on the test, 0.1 was allowed" in found.message
+
+
+def test_a_model_over_2_gib_gives_a_pack_without_its_dense_float_file(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here over the half of what it has: its weights stand in another file, as the limit of a message asks."""
+    for module in (onnx_file, onnx_session):
+        monkeypatch.setattr(module, "EXTERNAL_BYTES", classifier.stat().st_size // 2)
+    source = tmp_path / "large.onnx"
+    onnx.save(onnx.load(classifier), source, save_as_external_data=True, location="weights.bin", size_threshold=100)
+    asked = options(source, data=classifier.parent / "data.npz", out=tmp_path / "pack")
+    build(asked, cache=Cache(tmp_path / "cache"))
+    manifest = read_manifest(tmp_path / "pack")
+    assert set(manifest.files) == {"model.onnx", "baseline/int8.onnx"}
+    assert not list((tmp_path / "pack").rglob("*fp32*"))
+    assert not list((tmp_path / "pack").rglob("*.data"))
+    assert any("baseline/fp32.onnx is left out: it would be over 2 GiB" in line for line in manifest.warnings)
+    assert (tmp_path / "pack" / "model.onnx").stat().st_size <= manifest.files["baseline/int8.onnx"].size_bytes

@@ -20,6 +20,9 @@ BLOCK_GRID = {"MatMulNBits": (2, 3)}
 
 _VIEWS = frozenset({"DequantizeLinear", "Identity", "Transpose", "Cast", "Reshape", "QuantizeLinear"})
 
+_WIDENED = "InsertedPrecisionFreeCast_"
+"""What onnxruntime puts before the name of a constant in float16 that it computes with in float32."""
+
 _SCALING = frozenset({"Mul", "Sub"})
 """What makes numbers of integers, with Cast."""
 
@@ -42,8 +45,8 @@ def read_contents(path: Path) -> Contents:
                 continue
             if index in FACTORS.get(node.op_type, ()) and (weight := _weight(node, constant, held)) is not None:
                 weights[id(constant)] = weight
-                content = _content(constant.numpy() if held is None else held.matrix)
-                multipliers[id(node)] = constant.name or "", weight, content
+                content = _content(_scaled(value, constant.numpy()) if held is None else held.matrix)
+                multipliers[id(node)] = (constant.name or "").removeprefix(_WIDENED), weight, content
             elif (own := bias(node, index, constant.numpy())) is not None:
                 vectors[id(node), index] = own.astype(np.float64)
             elif _is_vector(constant) and index not in BLOCK_GRID.get(node.op_type, ()):
@@ -80,8 +83,9 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _content(array: Array) -> Hashable:
-    """Equal for arrays of the same numbers in another order or with zeros between, as runtimes store weights."""
-    flat = np.ascontiguousarray(array).reshape(-1)
+    """Equal for arrays of the same numbers in another order or with zeros between, as runtimes store weights, float16
+    as float32."""
+    flat = np.ascontiguousarray(array, np.float32 if array.dtype == np.float16 else None).reshape(-1)
     width = flat.dtype.itemsize if flat.dtype.itemsize in (1, 2, 4, 8) else 1
     words = flat.view(f"u{width}").astype(np.uint64)
     words = words[words != 0]
@@ -113,6 +117,17 @@ def _constant(value: ir.Value | None, scaling: Collection[str] = _SCALING) -> ir
             return None
         value = node.inputs[0]
     return None
+
+
+def _scaled(value: ir.Value, array: Array) -> Array:
+    """A constant times the scales between it and a value, which the runtime leaves there in models in float16."""
+    node = value.producer()
+    while node is not None and node.op_type in (*_VIEWS, "Mul") and node.inputs[0] is not None:
+        scale = _constant(node.inputs[1], ()) if node.op_type == "Mul" else None
+        if scale is not None and array.dtype.kind == "f":
+            array = array * scale.numpy()
+        node = node.inputs[0].producer()
+    return array
 
 
 def _weight(node: ir.Node, constant: ir.TensorProtocol, held: Decoded | None) -> tuple[int, int, int] | None:

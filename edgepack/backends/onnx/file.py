@@ -6,6 +6,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,10 @@ def load_with_digest(path: Path) -> tuple[ir.Model, str]:
     except ir.serde.SerdeError as err:
         raise ModelError(f"{path}: the graph cannot be read: {_first_cause(err)}") from err
     files = own_tensors(model, path.parent)
+    if not all(map(_is_sorted, model.graphs())):  # runtimes take it as it is
+        with suppress(ValueError):  # a cycle, which the checker refuses below
+            model.graph.sort()
+            proto = to_proto(model)
     _check(path, proto)
     return model, with_files(sha256, files, path.parent)
 
@@ -130,6 +135,7 @@ def save(model: ir.Model, path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             if external is None:
                 (Path(folder) / path.name).write_bytes(to_bytes(model))
+                path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model at this path before
             else:
                 ir.save(model, Path(folder) / path.name, format="protobuf", external_data=external)
                 os.replace(Path(folder) / external, path.parent / external)
@@ -228,6 +234,16 @@ def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
             for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield graph
                 waiting.extend(graph.node)
+
+
+def _is_sorted(graph: ir.Graph) -> bool:
+    """Whether every node stands behind those whose outputs it takes."""
+    later = set(graph)
+    for node in graph:
+        if any(value is not None and value.producer() in later for value in node.inputs):
+            return False
+        later.discard(node)
+    return True
 
 
 def _check(path: Path, proto: onnx.ModelProto) -> None:

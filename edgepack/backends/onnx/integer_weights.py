@@ -1,10 +1,13 @@
 """Weights that a file holds in integers: they become float constants, and the operators that multiply by them layers.
 
 They stand behind DequantizeLinear, or behind Cast, Sub and Mul; or they are those of MatMulInteger, ConvInteger and
-DynamicQuantizeLSTM, whose float inputs are put on a grid at every inference, or of MatMulNBits. QLinearMatMul and
-QGemm, which take integers and give some, become DequantizeLinear, the product in float and QuantizeLinear: the same
-answers but for what lies half-way between two codes. Where a float operator's inputs are decoded from integers as well,
-it stays as it is: there the runtime multiplies integers.
+DynamicQuantizeLSTM, whose float inputs are put on a grid at every inference, or of MatMulNBits. QLinearMatMul,
+QLinearConv and QGemm, which take integers and give some, become DequantizeLinear, the product in float and
+QuantizeLinear: the same answers but for what lies half-way between two codes. So do float operators that stand between
+such two already, which the runtime makes products of integers.
+
+Their bias is subtracted behind them, zeros where they have none: of a Conv or Gemm that stands right between such nodes
+the runtime would round the weight, with one scale for all of it.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
 
 BIAS = 2
 """Where Gemm and Conv have it."""
+KERNELS = (3, 4)
+"""Axes of kernels along one axis or two."""
+_KEPT = ("ConvInteger", "QLinearConv", "Conv", QUANTIZED)
+"""Operators whose attributes those in their place have as well."""
 _TOLERANT = (NBITS4, INT8_STATIC, NBITS8, INT8_DYNAMIC, WEIGHTS8)
 """What weights may have been stored in, the least like floats first."""
 _FLOAT = 1  # onnx.proto, TensorProto.FLOAT
@@ -109,7 +116,7 @@ class _Decoder:
     def _node(self, old: ir.Node, kind: str, inputs: Sequence[ir.Value | None], outputs: int = 1) -> ir.Node:
         import onnx_ir as ir
 
-        kept = list(old.attributes.values()) if old.op_type in ("ConvInteger", QUANTIZED) else []
+        kept = list(old.attributes.values()) if old.op_type in _KEPT else []
         return ir.Node("", kind, inputs, kept, num_outputs=outputs, name=old.name)
 
     def scaled(self, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Node]] | None:
@@ -175,41 +182,103 @@ class _Decoder:
         return None if made is None else (node, [self._node(node, "MatMul", [node.inputs[0], made])])
 
     def requantized(self, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Node]] | None:
-        """QLinearMatMul or QGemm with a constant matrix and a grid for each of its tensors: itself, and in its place
-        the product in float between those that make floats of integers and integers of floats.
-
-        A bias is subtracted: MatMul and Add become a Gemm in the runtime, which rounds the weight of one that stands
-        between such nodes, with one scale for all of it.
-        """
+        """QLinearMatMul, QLinearConv of one group or QGemm with a constant weight and a grid for each of its tensors:
+        itself, and in its place the product in float between those that make floats of integers and integers of
+        floats."""
         import onnx_ir as ir
 
-        gemm = node.op_type == "QGemm"
-        codes, scale, zero, sums = (self._input(node, at) for at in (3, 4, 5, 6))
-        last, bias = (7, node.inputs[6] if len(node.inputs) > 6 else None) if gemm else (6, None)
+        gemm, conv = node.op_type == "QGemm", node.op_type == "QLinearConv"
+        codes, scale, zero = (self._input(node, at) for at in (3, 4, 5))
+        sums, last = (6, 7) if gemm else (8, 6)
         gives_floats = gemm and not any(node.inputs[last:])
         grids = [self._input(node, at) for at in (1, 2, *(() if gives_floats else (last, last + 1)))]
-        if codes is None or scale is None or zero is None or codes.ndim != 2 or node.domain != (DOMAIN if gemm else ""):
+        if codes is None or scale is None or zero is None or node.domain != (DOMAIN if gemm else ""):
             return None
-        across, turned = (gemm and node.attributes.get_int(name, 0) == 1 for name in ("transA", "transB"))
-        if any(grid is None or grid.size != 1 for grid in grids) or across:
+        if codes.ndim not in (KERNELS if conv else (2,)) or not _is_plain(node):
             return None
-        steps, zeros = (along(_flat(part), codes, 0 if turned else 1) for part in (scale, zero))
-        known = bias is None or (sums is not None and _flat(sums).shape in ((), (1,), (codes.shape[not turned],)))
-        if steps is None or zeros is None or not known:
+        if any(grid is None or grid.size != 1 for grid in grids) or grids[0] is None:
+            return None
+        turned = gemm and node.attributes.get_int("transB", 0) == 1
+        steps, zeros = (along(_flat(part), codes, 0 if turned or conv else 1) for part in (scale, zero))
+        if steps is None or zeros is None:
             return None
         alpha = np.float32(node.attributes.get_float("alpha", 1.0))
         weight = (codes.astype(np.float32) - zeros.astype(np.float32)) * (steps * alpha).astype(np.float32)
         made = self._constant(node.inputs[3], np.ascontiguousarray(weight.T if turned else weight))
+        bias, has_bias = self._input(node, sums), len(node.inputs) > sums and node.inputs[sums] is not None
+        if has_bias and (
+            bias is None or _flat(bias).shape not in ((), (1,), (codes.shape[0 if turned or conv else 1],))
+        ):
+            return None
         taken = [self._scalar(node, at) for at in (1, 2)]
-        nodes = [ir.Node("", "DequantizeLinear", [node.inputs[0], *taken])]
-        nodes.append(self._node(node, "MatMul", [nodes[0].outputs[0], made]))
-        if bias is not None and sums is not None and grids[0] is not None:
-            added = _flat(sums) * (alpha * grids[0].reshape(()) * _flat(scale))
-            nodes.append(ir.Node("", "Sub", [nodes[-1].outputs[0], self._constant(bias, -added.astype(np.float32))]))
+        first = ir.Node("", "DequantizeLinear", [node.inputs[0], *taken])
+        floats = None if bias is None else _flat(bias) * (alpha * grids[0].reshape(()) * _flat(scale))
+        products = self._product(node, first.outputs[0], made, node.inputs[sums] if has_bias else None, floats)
+        if products is None:
+            return None
+        nodes = [first, *products]
         if not gives_floats:
             given = [self._scalar(node, at) for at in (last, last + 1)]
             nodes.append(ir.Node("", "QuantizeLinear", [nodes[-1].outputs[0], *given]))
         return None if any(one.inputs[1] is None for one in nodes) else (node, nodes)
+
+    def between(self, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Node]] | None:
+        """A Conv of one group, Gemm or MatMul in float whose input and weight are decoded integers: its last node, the
+        Add of a bias behind a MatMul, and what stands in its place."""
+        if node.domain != "" or len(node.inputs) < 2 or not _is_dequantized(node.inputs[0]):
+            return None
+        array, conv = self._input(node, 1), node.op_type == "Conv"
+        if array is None or array.dtype != np.float32 or not is_decoded(node.inputs[1], DEEPEST) or not _is_plain(node):
+            return None
+        if array.ndim not in (KERNELS if conv else (2,)):
+            return None
+        bias = node.inputs[BIAS] if len(node.inputs) > BIAS else None
+        factor, weight, last = node.attributes.get_float("beta", 1.0), array, node
+        if node.op_type == "Gemm":
+            weight = array.T if node.attributes.get_int("transB", 0) == 1 else array
+            weight = weight * np.float32(node.attributes.get_float("alpha", 1.0))
+        added = _only_user(node, "Add") if node.op_type == "MatMul" else None
+        other = None if added is None else next((one for one in added.inputs if one is not node.outputs[0]), None)
+        if added is not None and self._folder.array(other) is not None:
+            last, bias = added, other
+        floats = self._folder.array(bias)
+        if bias is not None and (floats is None or floats.dtype != np.float32):
+            return None
+        made = self._constant(node.inputs[1], np.ascontiguousarray(weight))
+        products = self._product(
+            node, node.inputs[0], made, bias, None if floats is None else floats * np.float32(factor)
+        )
+        return None if products is None else (last, products)
+
+    def _product(
+        self, node: ir.Node, x: ir.Value | None, weight: ir.Value | None, bias: ir.Value | None, floats: Array | None
+    ) -> list[ir.Node] | None:
+        """An operator's product in float, and behind it the bias, which is subtracted.
+
+        Args:
+            node: what it is made of.
+            weight: of MatMul, or the kernel.
+            bias: what the numbers of the bias come from; None where there is none.
+            floats: these.
+        """
+        import onnx_ir as ir
+
+        conv = node.op_type in ("QLinearConv", "Conv")
+        if weight is None or weight.const_value is None:
+            return None
+        made = [self._node(node, "Conv" if conv else "MatMul", [x, weight])]
+        if floats is None and not conv:
+            return made
+        outputs, _, *places = weight.const_value.numpy().shape
+        less = np.zeros(outputs, np.float32) if floats is None else -floats.astype(np.float32)
+        if conv:
+            less = np.broadcast_to(less.reshape(-1), (outputs,)).reshape(-1, *(1 for _ in places))
+        subtracted = self._constant(
+            node.inputs[3 if node.op_type == "QLinearConv" else 1] if bias is None else bias, less
+        )
+        if subtracted is None:
+            return None
+        return [*made, ir.Node("", "Sub", [made[0].outputs[0], subtracted])]
 
     def _scalar(self, node: ir.Node, place: int) -> ir.Value | None:
         """A constant of one number that an operator has there, without axes."""
@@ -223,18 +292,27 @@ _PRODUCTS: Mapping[str, Callable[[_Decoder, ir.Node], tuple[ir.Node, Sequence[ir
     QUANTIZED: _Decoder.cells,
     "MatMulNBits": _Decoder.blocks,
     "QLinearMatMul": _Decoder.requantized,
+    "QLinearConv": _Decoder.requantized,
     "QGemm": _Decoder.requantized,
+    "Conv": _Decoder.between,
+    "Gemm": _Decoder.between,
+    "MatMul": _Decoder.between,
 }
 """By operator, what finds its last node and makes those in float, of which the last gives what that gave."""
 
 
 def _scheme(node: ir.Node) -> Scheme:
     """What the weight of an operator of `_PRODUCTS` is stored in."""
-    if node.op_type in ("QLinearMatMul", "QGemm"):
+    if _PRODUCTS[node.op_type] in (_Decoder.requantized, _Decoder.between):
         return INT8_STATIC
     if node.op_type != "MatMulNBits":
         return INT8_DYNAMIC
     return NBITS4 if node.attributes.get_int("bits", 4) == NBITS4.bits else NBITS8
+
+
+def _is_plain(node: ir.Node) -> bool:
+    """Whether it is a convolution of one group, or a product with an input as it is."""
+    return node.attributes.get_int("group", 1) == 1 and node.attributes.get_int("transA", 0) == 0
 
 
 def _only_user(node: ir.Node, kind: str) -> ir.Node | None:

@@ -18,7 +18,6 @@ IN_INTEGERS = frozenset({
 })  # fmt: skip
 _CODES = frozenset({"INT4", "UINT4", "INT8", "UINT8", "INT32"})
 """Types of weights and biases that are decoded."""
-_CONVOLUTION = "the runtime would round the weights of a QLinearConv anew if they were decoded, with one scale for all"
 DEEPEST = 8
 """Steps from an operator back to the integers that its weight is decoded from, at most."""
 
@@ -34,8 +33,10 @@ def already_in_integers(model: ir.Model) -> str | None:
     if not found:
         return None
     named = ", ".join(f"{count} {name}" for name, count in sorted(found.items()))
-    why = f"; {_CONVOLUTION}" if "QLinearConv" in found else ""
-    return f"operators with integer weights stay as they are: {named}{why}"
+    return (
+        f"operators with integer weights stay as they are: {named}; they are of several groups, or their weights or "
+        "grids are no constants of a kind that is known"
+    )
 
 
 def _has_decoded(node: ir.Node) -> bool:

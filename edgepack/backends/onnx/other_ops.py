@@ -59,7 +59,7 @@ def to_int8_weights(model: ir.Model, layers: Places) -> None:
 
 
 def to_int8_rows(graph: ir.Graph, table: ir.Value, name: str) -> None:
-    """Store a float32 table that only Gather reads, row by row, as int8 rows with a scale each, in place.
+    """Store a float table that only Gather reads, row by row, as int8 rows with a scale each, in place.
 
     Args:
         name: of the codes and the scales, before their suffixes.
@@ -84,7 +84,7 @@ def _weights(model: ir.Model, layers: Places) -> Iterator[_Weight]:
             tensor = value.const_value
             if (
                 tensor is None
-                or tensor.dtype != ir.DataType.FLOAT
+                or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
                 or tensor.size < MIN_ELEMENTS
                 or len(tensor.shape) < 2
             ):
@@ -101,11 +101,13 @@ def _weights(model: ir.Model, layers: Places) -> Iterator[_Weight]:
 
 
 def _grid(weight: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """Codes of the weight's shape and scales that broadcast against it, symmetric, round to nearest."""
+    """Codes of the weight's shape and scales that broadcast against it, of its type, symmetric, round to nearest."""
     others = tuple(i for i in range(weight.ndim) if i not in axes)
     peak = np.abs(weight).max(axis=others, keepdims=True).astype(np.float32)
-    scales = np.where(peak > 0, peak / np.float32(WEIGHT_MAX), np.float32(1)).astype(np.float32)
-    return np.clip(np.rint(weight / scales), -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8), scales
+    scales = (peak / np.float32(WEIGHT_MAX)).astype(weight.dtype)
+    scales[scales == 0] = 1
+    codes = np.rint(weight / scales.astype(np.float32))
+    return np.clip(codes, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8), scales
 
 
 def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
@@ -126,10 +128,17 @@ def _node(op: str, inputs: list[ir.Value], name: str, **attributes: int) -> tupl
     return made, made.outputs[0]
 
 
+def _type(scales: ir.Value) -> int:
+    """In which codes are multiplied by them, as Cast has it."""
+    import onnx_ir as ir
+
+    return int(scales.dtype or ir.DataType.FLOAT)
+
+
 def _decoded(graph: ir.Graph, value: ir.Value, codes: Array, scales: Array) -> None:
     name = value.name or "weight"
     q, s = add_initializer(graph, f"{name}.int8", codes), add_initializer(graph, f"{name}.scale", scales)
-    cast, wide = _node("Cast", [q], f"{name}.wide", to=1)
+    cast, wide = _node("Cast", [q], f"{name}.wide", to=_type(s))
     mul, weight = _node("Mul", [wide, s], f"{name}.decoded")
     value.replace_all_uses_with(weight)
     del graph.initializers[name]
@@ -143,7 +152,7 @@ def _gathered(node: ir.Node, name: str, q: ir.Value, s: ir.Value) -> None:
     label = out.name or name
     rows, row_codes = _node("Gather", [q, indices], f"{label}.int8")  # type: ignore[list-item]
     steps, row_scales = _node("Gather", [s, indices], f"{label}.scale")  # type: ignore[list-item]
-    cast, wide = _node("Cast", [row_codes], f"{label}.wide", to=1)
+    cast, wide = _node("Cast", [row_codes], f"{label}.wide", to=_type(s))
     mul, decoded = _node("Mul", [wide, row_scales], f"{label}.decoded")
     node.graph.insert_before(node, [rows, steps, cast, mul])
     decoded.type, decoded.shape = out.type, out.shape

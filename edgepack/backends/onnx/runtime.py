@@ -29,8 +29,9 @@ def _exact_session(path: Path, threads: int) -> ort.InferenceSession:
     """A session without saturation, also where int8 weights are shared or stand outside of their branch.
 
     On x86 CPUs without VNNI the runtime widens int8 constants, but only those of the very graph that uses them, and it
-    trips over those that are used twice, as it does itself where what is decoded of one has several uses. Copies of
-    them, made in memory, are all that it needs.
+    trips over those that are used twice, as it does itself where what is decoded of one has several uses; where a scale
+    per channel has no zero points it makes a single one, which it refuses then. Copies of them and zero points, made in
+    memory, are all that it needs.
     """
     from edgepack.backends.onnx.file import read
     from edgepack.backends.onnx.session import session
@@ -42,9 +43,29 @@ def _exact_session(path: Path, threads: int) -> ort.InferenceSession:
         if "Attempt to replace the existing tensor" not in str(err.__cause__):
             raise
     model = read(path)
-    if _own_int8_constants(model) or opened is None:
+    changed = [_zero_points(model), _own_int8_constants(model)]
+    if any(changed) or opened is None:
         opened = session(model, threads=threads, exact=True)
     return opened
+
+
+def _zero_points(model: ir.Model) -> bool:
+    """Give scales per channel of int8 constants zero points, all zero, where they have none; whether any had none."""
+    import onnx_ir as ir
+
+    from edgepack.backends.onnx.other_ops import add_initializer
+
+    changed = False
+    for home in model.graphs():
+        for node in [node for node in home if node.op_type == "DequantizeLinear" and not any(node.inputs[2:3])]:
+            codes, scale = node.inputs[:2]
+            steps = None if scale is None else scale.const_value
+            if codes is not None and codes.dtype == ir.DataType.INT8 and steps is not None and len(steps.shape) > 0:
+                zeros = np.zeros(steps.numpy().shape, np.int8)
+                node.resize_inputs(3)
+                node.replace_input_with(2, add_initializer(home, f"{node.outputs[0].name}.zeros", zeros))
+                changed = True
+    return changed
 
 
 def _own_int8_constants(model: ir.Model) -> bool:

@@ -116,8 +116,13 @@ def run(opened: ort.InferenceSession, outputs: Sequence[str] | None, feed: Mappi
         reason = str(err).strip().splitlines()[0].rpartition("Status Message: ")[2]
         raise ModelError(
             f"the model does not run on inputs of shape {shapes}: {reason}",
-            hint="give real inputs with --data, or their shape with --input NAME=1x3x224x224: what is left open is 1",
+            hint=f"give real inputs with --data, or shapes that it takes, here with other sides: {_option(feed)}",
         ) from err
+
+
+def _option(feed: Mapping[str, Array]) -> str:
+    """The option of the command line that gives these shapes."""
+    return " ".join(f"--input {name}={'x'.join(map(str, one.shape))}" for name, one in feed.items() if one.ndim)
 
 
 def _array(value: Any) -> Array:
@@ -142,7 +147,12 @@ def _refusal(message: str) -> ModelError:
     found = _UNKNOWN_OP.search(message)
     if found is None:
         return ModelError(f"onnxruntime cannot open the model: {message.strip().splitlines()[0]}")
-    op = found["op"] or found["bare"] or found["missing"]
+    if found["missing"] is not None:
+        return ModelError(
+            f"onnxruntime cannot run {found['missing']} with the types that it has in this model",
+            hint="convert the model anew with types that it runs: activations in uint8 and weights in int8",
+        )
+    op = found["op"] or found["bare"]
     domain = found["domain"] or found["only_domain"]
     what = " of ".join(part for part in (op and f"the operator {op}", domain and f"the domain {domain}") if part)
     return ModelError(

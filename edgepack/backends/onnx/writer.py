@@ -187,12 +187,14 @@ class OnnxWriter:
         }
 
     def write_dense(self, out: Path) -> None:
-        """The dense fp32 baseline: the file as it was given where that has weights in integers."""
+        """The dense fp32 baseline: the file as it was given where that has weights in integers, or is smaller."""
         from edgepack.backends.onnx.file import copy, save
 
-        if self._given is None:
+        if self._given is None or self._given[1].is_float:
             save(self.model, out)
-        else:
+        if self._given is not None and (
+            not self._given[1].is_float or self._given[0].stat().st_size < out.stat().st_size
+        ):
             copy(self._given[0], out)
 
     @property
@@ -345,9 +347,14 @@ class OnnxWriter:
         from edgepack.backends.onnx.session import session
 
         with tempfile.TemporaryDirectory() as folder:
-            optimized = Path(folder) / "optimized.onnx"
-            session(path, optimized_path=optimized)
-            return read_contents(optimized)
+            # Beside the weights of a file that has them apart, whose name stands in the runtime's file too.
+            home = path.parent if path.with_name(f"{path.name}.data").is_file() else Path(folder)
+            optimized = home / f"{path.name}.optimized"
+            try:
+                session(path, optimized_path=optimized)
+                return read_contents(optimized)
+            finally:
+                optimized.unlink(missing_ok=True)
 
     def _write_layers(
         self,

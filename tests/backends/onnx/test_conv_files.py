@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.backends.onnx.contents import read_contents
 from edgepack.backends.onnx.file import load
@@ -121,6 +121,31 @@ def test_a_file_is_proved_and_has_the_kernels_of_its_scheme(
     assert bool(found["QLinearConv"]) == integer
     assert bool(found["Conv"] + found["FusedConv"]) != integer
     assert found["QLinearConv"] + found["Conv"] + found["FusedConv"] == (5 if with_factors else 3)
+
+
+@pytest.mark.parametrize("with_factors", [False, True], ids=["dense", "factored"])
+def test_files_in_float16_have_8_bits_and_are_proved(path: Path, with_factors: bool, tmp_path: Path) -> None:
+    half = onnx.load(path)
+    for one in half.graph.initializer:
+        one.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(one).astype(np.float16), one.name))
+    for value in (*half.graph.input, *half.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    del half.graph.value_info[:]
+    onnx.save(half, tmp_path / "half.onnx")
+    writer = OnnxWriter(load(tmp_path / "half.onnx"), None, qmax=127)
+    parts, file = factors(writer) if with_factors else {}, FileScheme(INT8_DYNAMIC, WEIGHTS8)
+    for schemes in ({}, dict.fromkeys(("k1", "k2", "k3"), WEIGHTS8)):
+        written = writer.write(parts, file, tmp_path / "m.onnx", schemes)
+        emitted = writer.read(tmp_path / "m.onnx")
+        plan = plans(writer, parts, {**schemes, **written.schemes})
+        proof = structures_kept(emitted, writer.read_optimized(tmp_path / "m.onnx"), written, plan)
+        assert proof.passed, proof
+    assert {bits for *_, bits in emitted.weights} == {8}
+    x = images(32, 6)[0].astype(np.float16)
+    answers = [
+        load_session(tmp_path / name, "onnx").run({"x": x})[0].astype(np.float32) for name in ("m.onnx", "half.onnx")
+    ]
+    assert sqnr_db(*answers) > (8 if with_factors else 25)
 
 
 def test_rounded_weights_are_those_of_the_file(writer: OnnxWriter, tmp_path: Path) -> None:

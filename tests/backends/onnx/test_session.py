@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from edgepack.backends.onnx import file
 from edgepack.backends.onnx import session as session_module
 from edgepack.backends.onnx.file import save, to_bytes
-from edgepack.backends.onnx.session import session
+from edgepack.backends.onnx.session import run, session
 from edgepack.errors import ModelError
 from tests.backends.onnx.graph_models import factored, info, model, normal
 
@@ -59,6 +59,30 @@ def test_unknown_operators_are_named(op, domain):
         session(made)
     assert domain in caught.value.message
     assert caught.value.hint
+
+
+def test_operators_without_a_kernel_for_their_types_are_no_unknown_ones():
+    """Codes in int8 by weights in uint8: the runtime knows the operator, and cannot run it so."""
+    steps = {"xs": np.float32(0.1), "xz": np.int8(0), "w": np.ones((3, 2), np.uint8), "wz": np.uint8(0)}
+    constants = {name: np.asarray(value) for name, value in steps.items()}
+    taken = ["x", "xs", "xz", "w", "xs", "wz", "xs", "wz"]
+    made = model(
+        [helper.make_node("QLinearMatMul", taken, ["y"])],
+        [info("x", (1, 3), TensorProto.INT8)], [info("y", (1, 2), TensorProto.UINT8)], constants,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="cannot run QLinearMatMul with the types that it has") as caught:
+        session(made)
+    assert "uint8" in str(caught.value.hint)
+
+
+def test_inputs_that_do_not_fit_are_told_with_the_option_to_give():
+    made = model(
+        [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "W"], ["y"])],
+        [info("x", (1, "h", "w"))], [info("y", (1, 2))], {"W": normal(12, 2)},
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="does not run on inputs of shape") as caught:
+        run(session(made), None, {"x": normal(1, 4, 4)})
+    assert str(caught.value.hint).endswith("--input x=1x4x4")
 
 
 def test_graph_that_the_runtime_refuses():
