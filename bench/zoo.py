@@ -234,7 +234,10 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
         "Builds that stop:",
         markdown_table(["file", "source, kB", "exit", "reason"], stopped, right=["source, kB", "exit"]),
     ]
-    return "\n\n".join([ABOUT, counts, table, LAYERS, _by_kind(built), *(stops if stopped else [])])
+    known = {row["name"] for row in rows}
+    lacking = [file.name for file in ZOO if file.name not in known]
+    rest = [f"{len(lacking)} files have no row yet: {', '.join(lacking)}."] if lacking else []
+    return "\n\n".join([ABOUT, counts, table, LAYERS, _by_kind(built), *(stops if stopped else []), *rest])
 
 
 def _named(names: Sequence[str], what: str) -> str:
