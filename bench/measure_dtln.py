@@ -35,7 +35,7 @@ NAME = "dtln"
 COMMAND = "python bench/measure_dtln.py"
 TARGET = "rpi3b+"
 PACKED = "model.tflite"
-DROPS = (0.5, 1.0, 2.0, 5.0)
+DROPS = (0.5, 2.0, 5.0)
 SECONDS = {"build": (0, 100), "choice": (100, 160), "test": (160, 280)}
 EVERY = 6
 """Frames of the build's sound that become samples."""
