@@ -7,7 +7,7 @@ SYSTEM_PACKAGES := mount openssh-server openssh-client iproute2 adb qemu-user de
 WORKERS ?= $(shell expr $$(nproc) + 1)
 DEMO := bench/models/mnist_mlp.py:recipe
 
-.PHONY: venv demo test lint format bench accuracy seeds figures constraints system clean
+.PHONY: venv demo test lint format bench accuracy seeds figures screenshots constraints system clean
 
 venv: .venv/.installed
 
@@ -55,6 +55,9 @@ seeds: venv
 
 figures: venv
 	$(BIN)/python bench/figures.py
+
+screenshots: venv system
+	$(BIN)/python bench/screenshots.py
 
 constraints:
 	{ echo "# Exact versions that the tests and figures were made with. Refresh: make constraints"; \

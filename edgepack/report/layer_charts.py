@@ -35,12 +35,12 @@ def layer_bars(entry: PackedFile, file: str) -> Iterator[Bars]:
     dense = [_dense(layer) for layer in layers]
     fp32 = tuple(4.0 * layer.out_features * layer.in_features for layer in layers)
     sizes = (
-        ("dense fp32", fp32),
-        ("best dense", _values(dense, "size_bytes")),
         ("written", _written(layers, "size_bytes")),
+        ("best dense", _values(dense, "size_bytes")),
+        ("dense fp32", fp32),
     )
     yield Bars(f"{file}: bytes of each layer", Axis("size_bytes", "bytes"), names, sizes)
-    times = (("best dense", _values(dense, "latency_s")), ("written", _written(layers, "latency_s")))
+    times = (("written", _written(layers, "latency_s")), ("best dense", _values(dense, "latency_s")))
     yield Bars(f"{file}: predicted latency of each layer", Axis("latency_s", "seconds"), names, times)
     shares = [layer.lost_shares for layer in layers]
     if any(shares):
