@@ -233,6 +233,18 @@ class Backend(Protocol):
             ModelError: the file cannot be read or run.
         """
 
+    def layer_values(self, path: Path, layers: Sequence[LayerShape]) -> Mapping[str, tuple[str, ...]]:
+        """Where the layers stand in a file: by layer the names of the values that its products with constant matrices
+        give, in order of execution. Those that are not found, convolutions among them, are left out.
+
+        Args:
+            path: of the file.
+            layers: in it, in graph order.
+
+        Raises:
+            ModelError: the file cannot be read.
+        """
+
     def split(self, path: Path, layers: Sequence[LayerShape], folder: Path, *, unsigned: bool) -> Sequence[Segment]:
         """An emitted file cut into consecutive parts, layer by layer.
 

@@ -117,6 +117,17 @@ def place(linears: Sequence[Linear], layers: Sequence[LayerShape]) -> tuple[Plac
     return tuple(sorted(placements, key=lambda p: p.linears))
 
 
+def values_by_layer(
+    placements: Sequence[Placement], layers: Sequence[LayerShape], values: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """By layer what its products give, of all places where it stands; `values` are what each product gives."""
+    found: dict[str, tuple[str, ...]] = {}
+    for placement in placements:
+        name = layers[placement.layer].name
+        found[name] = (*found.get(name, ()), *(values[index] for index in placement.linears))
+    return found
+
+
 @dataclass(frozen=True)
 class _Pattern:
     """The products that a layer needs.

@@ -270,6 +270,10 @@ def inspect(
     seed: Seed = 0,
     no_cache: NoCache = False,
     targets_file: TargetsFile = None,
+    overlay: Annotated[
+        Path | None,
+        typer.Option("--overlay", help="Of a pack, also write node data for Model Explorer into this folder."),
+    ] = None,
     *,
     output: Renderer,
 ) -> None:
@@ -286,6 +290,7 @@ def inspect(
     """
     require_model(model)
     require_samples(data)
+    from edgepack.errors import UsageError
     from edgepack.pack.folder import MANIFEST
     from edgepack.sources.others import is_folder, other_kind
 
@@ -293,8 +298,15 @@ def inspect(
         from edgepack.pack.manifest import read_manifest
         from edgepack.report.inspect import pack_report
 
-        show(pack_report(Path(model), read_manifest(Path(model))), output)
+        manifest = read_manifest(Path(model))
+        if overlay is not None:
+            from edgepack.report.overlay import write_overlays
+
+            write_overlays(Path(model), manifest, overlay)
+        show(pack_report(Path(model), manifest), output)
         return
+    if overlay is not None:
+        raise UsageError("--overlay is of a pack, found a model", hint="give the folder that `edgepack build` wrote")
     from edgepack.pipeline.inspect import InspectOptions
     from edgepack.pipeline.inspect import inspect as run
     from edgepack.report.inspect import model_report

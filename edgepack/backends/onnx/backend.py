@@ -67,6 +67,12 @@ class OnnxBackend:
 
         return operators(path, feed, timed=timed, unsigned=unsigned)
 
+    def layer_values(self, path: Path, layers: Sequence[LayerShape]) -> Mapping[str, tuple[str, ...]]:
+        """See `Backend.layer_values`."""
+        from edgepack.backends.onnx.split import layer_values
+
+        return layer_values(path, layers)
+
     def split(self, path: Path, layers: Sequence[LayerShape], folder: Path, *, unsigned: bool) -> Sequence[Segment]:
         """See `Backend.split`."""
         from edgepack.backends.onnx.split import split_onnx

@@ -13,7 +13,7 @@ from edgepack.backends.onnx.file import EXTERNAL_BYTES, load, save, to_bytes
 from edgepack.backends.onnx.fusions import Flow, linears, own_nodes, products
 from edgepack.backends.onnx.session import session
 from edgepack.backends.onnx.tensors import weight_bytes
-from edgepack.backends.segments import Cut, LayerShape, Segment, Step, cut, names, place
+from edgepack.backends.segments import Cut, LayerShape, Segment, Step, cut, names, place, values_by_layer
 from edgepack.errors import ModelError
 
 if TYPE_CHECKING:
@@ -82,6 +82,16 @@ def split_onnx(
         save(part, file)
         segments.append(Segment(name, one.owner is not None, file))
     return tuple(segments)
+
+
+def layer_values(path: Path, layers: Sequence[LayerShape]) -> dict[str, tuple[str, ...]]:
+    """See `Backend.layer_values`."""
+    model = load(path)
+    nodes = list(model.graph)
+    flow = Flow(nodes, {value.name for node in nodes for value in node.outputs if value.name})
+    found = products(nodes, flow)
+    values = [product.node.outputs[0].name or "" for product in found]
+    return values_by_layer(place(linears(found, flow), layers), layers, values)
 
 
 def _require_plain(model: ir.Model, path: Path) -> None:

@@ -80,6 +80,12 @@ class TfliteBackend:
 
         return operators(path, feed, timed=timed)
 
+    def layer_values(self, path: Path, layers: Sequence[LayerShape]) -> Mapping[str, tuple[str, ...]]:
+        """See `Backend.layer_values`."""
+        from edgepack.backends.tflite.split import layer_values
+
+        return layer_values(path, layers)
+
     def split(self, path: Path, layers: Sequence[LayerShape], folder: Path, *, unsigned: bool) -> Sequence[Segment]:
         """See `Backend.split`; LiteRT has kernels for signed weights everywhere."""
         from edgepack.backends.tflite.split import split_tflite

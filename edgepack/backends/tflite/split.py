@@ -10,7 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.backends.segments import Cut, LayerShape, Linear, Placement, Segment, Step, cut, names, place
+from edgepack.backends.segments import (
+    Cut,
+    LayerShape,
+    Linear,
+    Placement,
+    Segment,
+    Step,
+    cut,
+    names,
+    place,
+    values_by_layer,
+)
 from edgepack.backends.tflite.file import TfliteFile, read_file, write_file
 from edgepack.errors import ModelError
 
@@ -70,6 +81,15 @@ def split_tflite(path: Path, layers: Sequence[LayerShape], folder: Path) -> tupl
         write_file(model, part(members, one, extra, tensors, flow), file)
         segments.append(Segment(name, one.owner is not None, file))
     return tuple(segments)
+
+
+def layer_values(path: Path, layers: Sequence[LayerShape]) -> dict[str, tuple[str, ...]]:
+    """See `Backend.layer_values`."""
+    model = read_file(path)
+    flow = Flow(model)
+    products = [i for i in range(len(flow.ops)) if flow.sides(i) is not None]
+    values = [model.graph.tensors[flow.writes(i)[0]].name.decode("utf-8", "replace") for i in products]
+    return values_by_layer(place([_linear(i, products, flow) for i in products], layers), layers, values)
 
 
 class Flow:
