@@ -13,6 +13,7 @@ import pytest
 
 TOP = Path(__file__).parents[2]
 TYPED = ("edgepack/py.typed", "edgepack/__init__.pyi")
+PAGE = tuple(f"edgepack/report/render/page/page.{kind}" for kind in ("css", "js"))
 
 
 QUIET = ("--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-q")
@@ -69,7 +70,7 @@ def test_the_wheel_holds_the_package_and_the_shipped_files_and_nothing_else(whee
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     python = {str(path.relative_to(TOP)) for path in (TOP / "edgepack").rglob("*.py")}
     shipped = {f"edgepack/{path.relative_to(TOP)}" for path in (TOP / "runtimes").rglob("*") if path.is_file()}
-    shipped = {name for name in shipped if not name.endswith(".pyc")} | {"edgepack/targets.yaml", *TYPED}
+    shipped = {name for name in shipped if not name.endswith(".pyc")} | {"edgepack/targets.yaml", *TYPED, *PAGE}
     assert {"edgepack/runtimes/runner.py", "edgepack/runtimes/CONTRACT.md"} <= shipped
     tables = {str(path.relative_to(TOP)) for path in (TOP / "edgepack" / "cost" / "tables").glob("*.json")}
     assert len(tables) >= 4
