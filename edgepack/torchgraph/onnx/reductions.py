@@ -65,7 +65,7 @@ def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 def _extreme(compute: Callable[[Tensor, list[int], bool], Tensor], empty: int) -> Callable[..., Tensor]:
     def run(x: Tensor, axes: list[int], keep: bool) -> Tensor:
         if x.dtype == torch.bool:
-            return run(x.to(torch.uint8), axes, keep).to(torch.bool)
+            return run(x.to(torch.int32), axes, keep).to(torch.bool)
         if any(x.shape[axis] == 0 for axis in axes):
             bound = torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype)
             value = empty * float("inf") if x.is_floating_point() else (bound.max if empty > 0 else bound.min)

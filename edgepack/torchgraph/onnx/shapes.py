@@ -257,8 +257,10 @@ def _col_to_im(node: Node, x: Tensor, image: Array, block: Array) -> Tensor:
     steps = [(size - each) // stride + 1 for size, each, stride in zip(wide, reach, strides, strict=True)]
     # By a transposed convolution that puts each element of a block in its place: runtimes have nothing else that sums.
     elements, (height, width) = math.prod(kernel), reach
-    places = torch.arange(0, height, dilations[0]).unsqueeze(1) * width + torch.arange(0, width, dilations[1])
-    weight = functional.one_hot(places.reshape(-1), height * width).to(x.dtype).reshape(elements, 1, height, width)
+    places = np.arange(0, height, dilations[0])[:, None] * width + np.arange(0, width, dilations[1])
+    weight = torch.from_numpy(np.eye(height * width)[places.reshape(-1)].reshape(elements, 1, height, width)).to(
+        x.dtype
+    )
     whole = functional.conv_transpose2d(x.reshape(-1, elements, *steps), weight, stride=strides)
     behind = [size - have for size, have in zip(wide, whole.shape[2:], strict=True)]
     whole = functional.pad(whole, [0, behind[1], 0, behind[0]]).reshape(len(x), -1, *wide)
