@@ -55,7 +55,7 @@ answers against onnxruntime's, in the output that loses most, on up to {COMPARED
 else (\\*) on a seeded one; differences of less than {LEAST_ERROR:g} count for nothing. *Operators* and *transposes*: in
 the TFLite file. *Ideal*: transposes of the source itself, and one for each input and output of three axes or more of a
 model with convolutions, which a TFLite file computes with channels last. *Seconds*: of CPU, of the conversion
-in a process with one thread that has imported its libraries."""
+in a process with one thread that has imported its libraries; rows without them are of an earlier state."""
 SUITE = """ONNX's operator tests as TFLite files that LiteRT runs, right where it gives the suite's own results: {cases}
 of the section on ONNX operators in torch. Of each the first variant that converts counts: the case as it is, then with
 more and more of its inputs as constants. What an operator makes of constants alone, such as a window, is added to
@@ -310,6 +310,8 @@ def render(figures: Mapping[str, Any]) -> str:
         parts += ["Not converted:", markdown_table(["file", "source, kB", "reason"], stopped, right=["source, kB"])]
     if figures["suite"]:
         parts += [SUITE.format(cases=_which(figures["every"])), *_of_suite(figures["suite"])]
+        if earlier := figures.get("earlier"):
+            parts.append(f"{earlier} of the cases were right before the converter's last changes, and not run again.")
     return "\n\n".join(parts)
 
 
@@ -351,7 +353,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         kilobytes(row["bytes"]),
         noise + ("" if row["real"] else " \\*"),
         *counts,
-        f"{row['seconds']:.1f}",
+        "–" if row["seconds"] is None else f"{row['seconds']:.1f}",
     ]
 
 
