@@ -124,12 +124,15 @@ def _tool(figures: Row) -> str:
     for row in figures["rows"]:
         goal = "–" if row["goal_s"] is None else f"{row['goal_s']:g} s"
         lines.append((f"`{row['command']}`", "time", f"{row['seconds']:.1f} s", goal))
+        if "recipe_s" in row:
+            lines.append(("", "time of the recipe alone", f"{row['recipe_s']:.1f} s", "–"))
         limit = row.get("memory_limit_bytes")
         within = "–" if limit is None else size(limit)
         lines.append(("", "peak memory", size(row["peak_bytes"]), within))
         lines.append(("", "peak of its largest process", size(row["largest_peak_bytes"]), "–"))
     note = (
-        "Every command but `--help` ran once, with an empty cache. Peak memory is that of the process and all its"
+        "Every command but `--help` ran once, with an empty cache. A recipe alone is a process that imports what it"
+        " needs, trains and reads its data, without edgepack. Peak memory is that of the process and all its"
         " children together, shared pages counted once."
     )
     return f"{markdown_table(('command', 'what', 'measured', 'goal'), lines, right=('measured', 'goal'))}\n\n{note}"
