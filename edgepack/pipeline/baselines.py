@@ -178,7 +178,7 @@ def fall_back_to_int8(evaluator: Evaluator, files: Writer, trial: FileTrial, bas
         return trial
     if is_automatic(evaluator.options):
         return _dense(evaluator, files, baseline.scheme, baseline.int8, reason)
-    evaluator.workspace.warn(f"{trial.fmt}: {reason}; it stays as it was asked for")
+    evaluator.workspace.warn(f"{trial.fmt}: {reason}; it is kept, since its options ask for it")
     return trial
 
 
@@ -200,7 +200,7 @@ def no_worse_than_source(evaluator: Evaluator, files: Writer, trial: FileTrial, 
             evaluator.workspace.warn(f"{trial.fmt}: {reason}; the pack keeps the model as it was given")
             return dense
     if planned > given:
-        evaluator.workspace.warn(f"{trial.fmt}: {reason}; it stays for what was asked")
+        evaluator.workspace.warn(f"{trial.fmt}: {reason}; it is kept, since its options ask for it")
     return trial
 
 

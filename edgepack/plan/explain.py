@@ -127,7 +127,7 @@ def _lost(other: Candidate, chosen: Candidate, slack: float) -> str:
     if added > slack and other.latency_s < chosen.latency_s:
         times = f"{added / slack:.1f} times" if 0 < added < 1000 * slack else "far more than"
         gained = _compared(other, chosen) or "no better"
-        return f"{name(other)} would be {gained} but lose {times} what the plan has left to lose"
+        return f"{name(other)} would be {gained}, but would lose {times} what the budget leaves"
     return f"{name(other)} would be {_compared(other, chosen) or 'no better'} on this target"
 
 

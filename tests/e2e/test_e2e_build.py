@@ -452,7 +452,7 @@ def test_layers_that_are_left_alone(tmp_path: Path, model: Path, data: Path) -> 
     schemes = {layer["layer"]: (layer["scheme"], layer["rank"]) for layer in entry["layers"]}
     assert schemes["w1"] == schemes["w3"] == ("fp32", None)
     assert schemes["w2"][0] != "fp32"
-    assert "it stays as it was asked for" in done.out
+    assert "it is kept, since its options ask for it" in done.out
     weights = [
         {each.name: numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
         for path in (tmp_path / "out/model.onnx", model)

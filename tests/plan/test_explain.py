@@ -36,10 +36,10 @@ def test_a_pair_names_what_it_beats_and_what_the_next_rank_would_lose() -> None:
 
 def test_dense_names_the_loss_of_the_pair_that_would_be_faster() -> None:
     assert reason(ALL, INT8, 0.001) == (
-        "dense int8-dynamic: rank 32 int8-dynamic would be 1.7× faster and 2.0× smaller but lose 3.0 times what the plan "
-        "has left to lose"
+        "dense int8-dynamic: rank 32 int8-dynamic would be 1.7× faster and 2.0× smaller, but would lose 3.0 times what "
+        "the budget leaves"
     )
-    assert "but lose far more than what the plan has left to lose" in reason(ALL, INT8, 0.0)
+    assert ", but would lose far more than what the budget leaves" in reason(ALL, INT8, 0.0)
 
 
 def test_dense_names_the_pair_that_would_be_slower() -> None:
@@ -52,8 +52,8 @@ def test_dense_names_the_pair_that_would_be_slower() -> None:
 def test_dense_that_is_not_int8_says_why() -> None:
     said = reason((FP32, INT8), FP32, 0.0001, "the data never reach it")
     assert said == (
-        "dense fp32: the data never reach it; dense int8-dynamic would be 2.0× faster and 4.0× smaller but lose 10.0 times "
-        "what the plan has left to lose"
+        "dense fp32: the data never reach it; dense int8-dynamic would be 2.0× faster and 4.0× smaller, but would lose "
+        "10.0 times what the budget leaves"
     )
 
 

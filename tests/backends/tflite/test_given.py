@@ -201,7 +201,7 @@ def test_a_file_in_8_bits_that_was_asked_for_stays_where_it_is_the_larger(tmp_pa
     file.graph.inputs, file.graph.outputs = [x], [file.op("ABS", [x], y)]
     path = file.save(tmp_path / "m.tflite")
     _, warnings = built(path, {"x": RNG.standard_normal((90, 4)).astype(np.float32)}, tmp_path, precision="int8")
-    said = f"the model as it was given {path.stat().st_size}; it stays for what was asked"
+    said = f"the model as it was given {path.stat().st_size}; it is kept, since its options ask for it"
     assert any(said in line for line in warnings)
 
 
