@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from edgepack.api.given import GivenModel, GivenSamples, named_model, named_samples
@@ -11,7 +12,7 @@ from edgepack.errors import UsageError
 from edgepack.methods.registry import factorizer, needs_gradients, outside_version
 from edgepack.model.kinds import kind_of, view_name, views_of
 from edgepack.model.layer import Layer, View
-from edgepack.model.model import NativeName
+from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.types import Spectrum
 from edgepack.natives import native
@@ -41,8 +42,8 @@ def compress(
         method: factorizer; None for whitened with data and svd without.
 
     Returns:
-        An `onnx.ModelProto` of an ONNX model, a `torch.fx.GraphModule` of a torch or keras model or a recipe, and the
-        bytes of a `.tflite` file of such a file.
+        An `onnx.ModelProto` of an ONNX model; a `torch.fx.GraphModule` of a torch or keras model or a recipe, which
+        answers with a tensor where that does, and else with a tuple of tensors; the bytes of a `.tflite` file.
 
     Raises:
         UsageError, InputError: bad arguments, model or data.
@@ -68,7 +69,7 @@ def compress(
         grid = AskedRank(rank, worthwhile=True)
         parts = {layer.name: part for layer in opened.layers if (part := _factored(layer, grid, chosen, views))}
         thin, _ = native(opened.native).with_factors(opened.content, parts)
-        return _as_given(opened.native, thin)
+        return _as_given(opened, thin)
 
 
 def _factored(
@@ -86,9 +87,22 @@ def _factored(
     return kind.replace(layer, structure, found)
 
 
-def _as_given(name: NativeName, model: Any) -> Any:
-    if name == "onnx":
+def _as_given(opened: Model, thin: Any) -> Any:
+    if opened.native == "onnx":
         import onnx_ir
 
-        return onnx_ir.to_proto(model)
-    return model.module if name == "torch" else model.content
+        return onnx_ir.to_proto(thin)
+    if opened.native == "torch":
+        return _answering_as(opened.content.path, thin.module)
+    return thin.content
+
+
+def _answering_as(program: Path, module: Any) -> Any:
+    """The module; where the program answers with one tensor, so does it, and not with a tuple of it."""
+    from edgepack.torchgraph import load_program
+
+    if load_program(program).call_spec.out_spec.is_leaf():
+        (output,) = (node for node in module.graph.nodes if node.op == "output")
+        output.args = (output.args[0][0],)
+        module.recompile()
+    return module

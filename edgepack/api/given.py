@@ -116,7 +116,11 @@ def named_samples(samples: GivenSamples | None) -> Iterator[Path | None]:
             path = Path(folder, "samples.npz")
             arrays: dict[str, Any] = {str(name): _array(value) for name, value in samples.items()}
             np.savez(path, allow_pickle=False, **arrays)
-            yield path
+            try:
+                yield path
+            except DataError as err:  # the file is ours, so the caller does not know it
+                message = err.message.replace(f"{path}: ", "data: ").replace(str(path), "data")
+                raise DataError(message, hint=err.hint) from err
         elif isinstance(samples, Iterable):
             path = Path(folder, "samples")
             path.mkdir()
