@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -175,7 +176,7 @@ def _pack(file: ModelFile, out: Path, held_out: Samples | None) -> dict[str, Any
         "layers": len(layers),
         "low_rank": sum(layer["rank"] is not None for layer in layers),
         "kinds": zoo_pack.layers(file, out),
-        "warnings": manifest["warnings"],
+        "warnings": [re.sub(r"/\S*/", "", line) for line in manifest["warnings"]],
     } | _compared(file, out, held_out)
 
 
