@@ -215,11 +215,12 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
     built = [row for row in rows if "pack_bytes" in row]
     smaller = float(np.exp(np.mean([np.log(row["int8_bytes"] / row["pack_bytes"]) for row in built]))) if built else 1.0
     over = [row["name"] for row in built if row["pack_bytes"] > min([row["bytes"], *_rival(row)])]
+    timed = sum(row.get("faster") is not None for row in built)
     slower = [row["name"] for row in built if (row.get("faster") or 1.0) < 1 - NOTICEABLE]
     counts = (
         f"{len(built)} of {len(rows)} files have a pack, in the geometric mean {smaller:.2f} times smaller than int8; "
         f"{_named(over, 'larger than their source, or than an int8 file within the budget')}; "
-        f"{_named(slower, 'over 3 % slower here than int8')}."
+        f"of {timed or 'none'} timed here {_named(slower, 'over 3 % slower than int8')}."
     )
     headers = [
         "file", "source, kB", "int8, kB", "pack, kB", "layers", "scheme", "inputs", "agree", "SQNR, dB", "faster",

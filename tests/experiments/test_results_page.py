@@ -182,7 +182,7 @@ def test_the_zoo_counts_packs_that_are_larger_or_slower_than_they_may_be() -> No
     stopped = {"name": "d", "bytes": 100, "exit": 3, "reason": "no\n such | thing"}
     table = zoo.render([measured, larger, allowed, stopped])
     assert "3 of 4 files have a pack, in the geometric mean 0.79 times smaller than int8; 1 are larger" in table
-    assert "within the budget: b; 1 are over 3 % slower here than int8: b." in table
+    assert "within the budget: b; of 3 timed here 1 are over 3 % slower than int8: b." in table
     assert (
         "| a | 4.0 | 1.0 | 0.5 | 1 of 3 | int8 | seeded | 1.0000 | equal | 2.50× | 4.2 → 1.05 | 0.999 → 0 | 5 |"
         in table
