@@ -52,10 +52,10 @@ CONVOLUTIONS = ("MNIST CNN", "ResNet-8", "VGG-like")
 SEED = 0
 TARGET = "rpi4"
 COMMAND = f"python bench/measure_prices.py --target {TARGET}"
-ABOUT = """|predicted / counted − 1| of the latency of whole files on a Raspberry Pi 4: every model dense and with
-low-rank factors, in every scheme and in mixtures of two. What stands between the layers, such as pooling, is counted
-and not predicted. *As matrices*: predicted without counts of convolutions, each as a matrix that multiplies its
-patches."""
+ABOUT = """How far predicted latencies of whole files are off the counted ones on a Raspberry Pi 4, as a share of these:
+every model dense and with low-rank factors, in every scheme and in mixtures of two. What stands between the layers,
+such as pooling, is counted and not predicted. *As matrices*: predicted without counts of convolutions, each as a
+matrix that multiplies its patches."""
 
 
 @dataclass(frozen=True)

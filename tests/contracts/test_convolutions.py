@@ -19,10 +19,10 @@ from edgepack.workspace import Cache, Workspace
 SIDE, CLASSES = 12, 5
 
 
-def write_network(path: Path) -> Path:
+def write_network(path: Path, channels: int = 3) -> Path:
     """3×3 to 8 channels at half the sides, 3×3 in 8 groups, 1×1 to 16 channels, mean, linear."""
     rng = np.random.default_rng(0)
-    shapes = {"w": (8, 3, 3, 3), "d": (8, 1, 3, 3), "p": (16, 8, 1, 1), "u": (CLASSES, 16)}
+    shapes = {"w": (8, channels, 3, 3), "d": (8, 1, 3, 3), "p": (16, 8, 1, 1), "u": (CLASSES, 16)}
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1], strides=[2, 2]),
         helper.make_node("Relu", ["a"], ["r"]),
@@ -35,7 +35,7 @@ def write_network(path: Path) -> Path:
     graph = helper.make_graph(
         nodes,
         "network",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", channels, SIDE, SIDE])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", CLASSES])],
         [numpy_helper.from_array(rng.normal(size=s).astype(np.float32), name) for name, s in shapes.items()],
     )
@@ -43,15 +43,16 @@ def write_network(path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_products_of_a_files_convolutions(fmt: Format, tmp_path: Path) -> None:
-    source = write_network(tmp_path / "network.onnx")
+def test_products_of_a_files_convolutions(fmt: Format, channels: int, tmp_path: Path) -> None:
+    source = write_network(tmp_path / "network.onnx", channels)
     opened = open_model(str(source), tmp_path, (fmt,))
     assert {layer.name: layer.kind for layer in opened.layers} == {"w": "conv", "p": "linear", "u": "linear"}
-    given = WriterData(None, {"x": np.zeros((1, 3, SIDE, SIDE), np.float32)}, WEIGHT_MAX)
+    given = WriterData(None, {"x": np.zeros((1, channels, SIDE, SIDE), np.float32)}, WEIGHT_MAX)
     path = tmp_path / f"dense.{fmt}"
     with backend(fmt).engine() as engine:
         backend(fmt).open(opened, given, engine, Workspace(Cache(tmp_path / "cache"), tmp_path)).write_dense(path)
     found = [(op.rows, op.inputs, op.vectors, op.macs) for op in backend(fmt).convolutions(path)]
     places = (SIDE // 2) ** 2
-    assert found == [(8, 27, places, 8 * 27 * places), (1, 9, 8 * places, 8 * 9 * places)]
+    assert found == [(8, 9 * channels, places, 8 * 9 * channels * places), (1, 9, 8 * places, 8 * 9 * places)]

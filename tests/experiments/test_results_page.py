@@ -10,6 +10,7 @@ import dtln
 import measure_dominance
 import measure_dtln
 import measure_pairs
+import measure_prices
 import measure_same
 import measure_tflite
 import measure_tiny
@@ -57,6 +58,17 @@ def test_a_pack_stands_beside_dense_int8() -> None:
     }  # fmt: skip
     line = "| m | ONNX Runtime | int8 | 1.5 | 3.0 | 1.50× (1.40–1.60) | faster | kept |"
     assert line in measure_pairs.render([row])
+
+
+def test_predictions_are_held_against_counts_with_and_without_convolutions() -> None:
+    rows = [
+        {"model": "ResNet-8", "format": "onnx", "off": off, "off_as_matrices": 4 * off} for off in (0.01, -0.02, 0.05)
+    ]
+    table = measure_prices.render([*rows, {"model": "MNIST MLP", "format": "tflite", "off": -0.03}])
+    assert "| ResNet-8 | ONNX Runtime | 3 | 2.0 % | 2.0 % | 8.0 % | 8.0 % |" in table
+    assert "| MNIST MLP | LiteRT | 1 | 3.0 % | 3.0 % | 3.0 % | 3.0 % |" in table
+    assert "| all with convolutions |  | 3 | 2.0 % |" in table
+    assert "| all |  | 4 | 2.0 % |" in table
 
 
 def test_kinds_are_means_over_the_seeds_with_every_verdict() -> None:

@@ -23,8 +23,8 @@ def _products(model: Any) -> Iterator[Op]:
             if name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
                 given, *kernel, last = shape_of(graph.Tensors(operator.Inputs(1)))
                 _, *places, outputs = shape_of(graph.Tensors(operator.Outputs(0)))
+                channels = shape_of(graph.Tensors(operator.Inputs(0)))[-1]
                 if name == "CONV_2D":
-                    channels = shape_of(graph.Tensors(operator.Inputs(0)))[-1]
                     yield from patches(given, last, kernel, places, max(channels // last, 1))
-                else:
-                    yield from patches(outputs, 1, kernel, places, outputs)
+                else:  # of a single channel it is a convolution as any other
+                    yield from patches(outputs, 1, kernel, places, max(channels, 1))
