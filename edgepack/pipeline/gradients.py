@@ -50,20 +50,33 @@ def gradient_kind(metric: str) -> Kind:
 def weighed(
     subject: Subject, method: str, metric: str, workspace: Workspace
 ) -> tuple[Subject, Mapping[str, Array] | None]:
-    """The model as torch can run it, and G of its layers; as it is, and None, where the method does not ask for G.
+    """The model as torch can run it, and G of its layers, None where the method does not ask for it.
 
-    G is (out, out) float64, by layer name; layers that no gradient reaches are absent.
+    G is (out, out) float64, by layer name; layers that no gradient reaches are absent. Where the method does not ask for
+    G the model may stay one that torch cannot run: its layers are weighed by their output energy then.
 
     Raises:
         UsageError: the method asks for G, and there are no gradients.
     """
-    if not needs_gradients(method) or subject.calibration is None:
+    if subject.calibration is None:
         return subject, None
+    if not needs_gradients(method):
+        return replace(subject, opened=_with_program_if_any(subject.opened, subject.calibration, workspace)), None
     workspace.progress("output gradients")
     source = replace(subject, opened=differentiable(subject.opened, method, subject.calibration, workspace))
     kind, seed = gradient_kind(metric), workspace.seed
     task = _Gradients(source.opened, method, subject.calibration, kind, seed)
     return source, workspace.cached(GRADIENTS, Keyed([subject.key, kind, seed, MOMENT_SAMPLES], lambda: task))
+
+
+def _with_program_if_any(opened: Model, samples: Samples, workspace: Workspace) -> Model:
+    """The model with a torch program where it has one or its graph can be converted here, else as it is."""
+    if importlib.util.find_spec("torch") is None or moments_bytes(opened) > MOST_BYTES:
+        return opened
+    try:
+        return with_program(opened, samples, workspace)
+    except ModelError:
+        return opened
 
 
 def differentiable(opened: Model, method: str, samples: Samples, workspace: Workspace) -> Model:

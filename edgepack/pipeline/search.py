@@ -14,7 +14,7 @@ from edgepack.backends.registry import TOOLS
 from edgepack.cost import model
 from edgepack.errors import BudgetError, LayerError, ModelError, ProofError
 from edgepack.metrics.drop import Drop
-from edgepack.model.scheme import FileScheme, Format
+from edgepack.model.scheme import INT8_BITS, FileScheme, Format
 from edgepack.model.structure import DENSE
 from edgepack.model.types import LayerPlan
 from edgepack.pipeline import limits
@@ -107,7 +107,8 @@ class Search:
             found = self._best([steps[-1], steps[0]], None)
             return replace(found, trial=self._evaluator.confirmed(found.trial))
         drops = self._climb(steps, limit)
-        order = self._ordered(steps, within(drops, limit))
+        kept = within(drops, limit)
+        order = self._ordered(steps, [*kept, *self._beyond(steps, max(kept, default=-1), limit)])
         if not order:  # then the closest that was seen
             order = [min(drops, key=lambda i: (drops[i].bound, i))]
         if self._replacements.distillation is not None:
@@ -155,6 +156,17 @@ class Search:
     def _climb(self, steps: Sequence[Step], limit: float) -> dict[int, Drop]:
         start = None if self._start is None else sum(step.loss <= self._start for step in steps) - 1
         return climb(len(steps), partial(self._look, steps), limit, start=start, deadline_s=self._deadline_s)
+
+    def _beyond(self, steps: Sequence[Step], last: int, limit: float) -> Iterator[int]:
+        """Steps beyond the last one whose trial kept the limit, for as long as they keep it with their weights rounded
+        together: in trials pairs are rounded to nearest, which loses several times as much in 4 bits."""
+        for index in range(last + 1, len(steps)):
+            if not _is_pessimistic(steps[index]) or time.monotonic() >= self._deadline_s:
+                return
+            self._workspace.progress(f"search {self._files.fmt} beyond its trials", index - last, 0)
+            if plan_trial(self._evaluator, self._files, steps[index], rounded_together=True).drop.bound > limit:
+                return
+            yield index
 
     def explore(self, steps: Sequence[Step]) -> None:
         """Tries all steps, as far as the time allows; they are in `plan_trials` then."""
@@ -522,11 +534,22 @@ def trial_scheme(options: BuildOptions, files: Writer, layers: LayerPlans, table
     return as_stored(found, tables) if tables and _has_integer_rows(found) else found
 
 
-def plan_trial(evaluator: Evaluator, files: Writer, step: Step) -> PlanTrial:
-    """What the plan's file loses on the validation samples."""
+NARROW = 1024
+"""Inputs of a layer, up to which its weights are rounded together within a second."""
+
+
+def _is_pessimistic(step: Step) -> bool:
+    """Whether a trial of the plan loses clearly more than its file, and the file's factors are soon made."""
+    pairs = [layer for layer in step.layers if layer.structure.ranks]
+    in_4_bits = any(layer.scheme is not None and layer.scheme.bits < INT8_BITS for layer in pairs)
+    return in_4_bits and all(layer.dense[0].inputs <= NARROW for layer in pairs)
+
+
+def plan_trial(evaluator: Evaluator, files: Writer, step: Step, *, rounded_together: bool = False) -> PlanTrial:
+    """What the plan's file loses on the validation samples, with its pairs rounded to nearest or together."""
     scheme = trial_scheme(evaluator.options, files, step.layers, step.tables)
-    key = [evaluator.key, evaluator.analysis.qmax, files.fmt, str(scheme), step.choices]
-    task = Keyed(key, lambda: _Emission(evaluator, files, step.layers, scheme))
+    key = [evaluator.key, evaluator.analysis.qmax, files.fmt, str(scheme), step.choices, rounded_together]
+    task = Keyed(key, lambda: _Emission(evaluator, files, step.layers, scheme, rounded_together))
     drop, size_bytes = evaluator.workspace.cached(PLAN_TRIAL, task)
     return PlanTrial(files.fmt, scheme, step.layers, drop, step.loss, step.latency_s, size_bytes, step.tables)
 
@@ -539,13 +562,15 @@ class _Emission:
     files: Writer
     layers: LayerPlans
     scheme: FileScheme
+    rounded_together: bool
 
 
 def _tried(task: _Emission) -> tuple[Drop, int]:
     """The drop and the size of the file."""
     evaluator, files, layers, scheme = task.evaluator, task.files, task.layers, task.scheme
     out = evaluator.workspace.folder / f"trial.{files.fmt}"
-    files.write(files.takes(evaluator.replacements.draft(layers, scheme)), scheme, out, exceptions(layers, scheme))
+    made = evaluator.replacements.factors if task.rounded_together else evaluator.replacements.draft
+    files.write(files.takes(made(layers, scheme)), scheme, out, exceptions(layers, scheme))
     drop, size = evaluator.file_evaluator.drop_of(out, files.fmt), file_bytes(out)
     out.unlink()
     return drop, size

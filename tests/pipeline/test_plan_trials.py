@@ -81,6 +81,19 @@ def test_a_plan_is_emitted_once_and_then_known(evaluator: Evaluator, files: Coun
     assert list(evaluator.workspace.folder.glob("trial*")) == []
 
 
+def test_factors_that_are_rounded_together_are_another_trial(
+    evaluator: Evaluator, files: Counted, steps: tuple[Step, ...]
+) -> None:
+    step = with_scheme(next(step for step in steps if all(layer.rank for layer in step.layers[:2])), NBITS4)
+    drafted, together, again = (
+        plan_trial(evaluator, files, step, rounded_together=how)  # type: ignore[arg-type]
+        for how in (False, True, True)
+    )
+    assert len(files.written) == 2
+    assert together == again
+    assert together.drop != drafted.drop
+
+
 def test_its_figures_are_those_of_the_file(ready: Prepared, evaluator: Evaluator, steps: tuple[Step, ...]) -> None:
     found = plan_trial(evaluator, ready.files["onnx"], steps[0])
     path = evaluator.workspace.folder / "own.onnx"

@@ -43,6 +43,7 @@ NEVER = float("inf")
 NOTHING_BESIDE = Rest(0, 0, 0.0)
 INT8 = replace(INT8_DYNAMIC, name="int8")
 OTHERS = replace(INT8_DYNAMIC, name="x")
+INT4 = replace(INT8_DYNAMIC, name="int4", bits=4)
 WHOLE = replace(INT8_STATIC, name="int8-static", scope="file")
 
 
@@ -166,6 +167,34 @@ def test_the_fastest_within_the_budget_not_the_first_nor_the_most_compressed(tmp
     assert [plan_trial.loss for plan_trial in found.plan_trials] == sorted(
         plan_trial.loss for plan_trial in found.plan_trials
     )
+
+
+class RoundedTwice(FileEvaluator):
+    """A plan that is tried again was rounded together: `of_plans` is what drafts lose, `of_files` what all else does."""
+
+    def __init__(self, of_plans: Mapping[str, float], of_files: Mapping[str, float]) -> None:
+        super().__init__(of_plans, of_files)
+        self.tried: list[str] = []
+
+    def drop_of(self, path: Path, fmt: str) -> Drop:
+        self.tried.append(path.read_text())
+        return drop((self.of_plans if self.tried.count(self.tried[-1]) == 1 else self.of_files)[self.tried[-1]])
+
+
+def test_plans_in_4_bits_beyond_those_whose_drafts_are_good_are_tried_as_they_are_written(tmp_path: Path) -> None:
+    front = [step(rank, latency, scheme=INT4) for rank, latency in ((None, 9), (32, 5), (24, 4), (16, 3), (8, 1))]
+    drafts = {"int4 dense": 0.0, "int4 32": 0.4, "int4 24": 1.0, "int4 16": 2.0, "int4 8": 9.0}
+    evaluator = RoundedTwice(drafts, {**dict.fromkeys(drafts, 0.0), "int4 24": 0.2, "int4 16": 0.3, "int4 8": 0.9})
+    assert searched(tmp_path, front, evaluator).trial.path.read_text() == "int4 16"
+    assert evaluator.tried[-3:] == ["int4 24", "int4 16", "int4 8"]
+    assert max(evaluator.tried.count(name) for name in ("int4 dense", "int4 32")) == 1
+
+
+def test_drafts_in_8_bits_are_believed(tmp_path: Path) -> None:
+    over = {**DROPS, "int8 24": 0.6, "int8 16": 0.7}
+    evaluator = RoundedTwice(over, {**over, "int8 24": 0.1})
+    assert searched(tmp_path, FRONT, evaluator).trial.path.read_text() == "int8 32"
+    assert max(map(evaluator.tried.count, evaluator.tried)) == 1
 
 
 def test_of_equally_fast_plans_the_smaller(tmp_path: Path) -> None:

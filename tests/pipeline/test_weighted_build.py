@@ -43,7 +43,7 @@ def test_an_onnx_model_is_weighed_by_gradients_of_its_torch_program(
         assert found[name]["method"] == name
         assert found[name]["loss_weighted_by"] == "output gradients"
         assert all(proof["passed"] for proof in found[name]["files"]["model.onnx"]["proofs"].values())
-    assert found["svd"]["loss_weighted_by"] == "output energy"
+    assert found["svd"]["loss_weighted_by"] == "output gradients", "losses are weighed by them whatever factors it"
     assert drop(found["two-sided"]) < drop(found["svd"])
 
 
