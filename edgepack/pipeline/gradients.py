@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from edgepack.data import Samples, feeds
+from edgepack.data import Samples, example, feeds
 from edgepack.errors import ModelError, UsageError, install_hint
 from edgepack.methods.registry import needs_gradients
 from edgepack.model.model import Model
 from edgepack.model.types import Array, Curvature, Spectrum
+from edgepack.natives import native
 from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.programs import with_program
 from edgepack.torchgraph.draws import Kind
@@ -30,6 +31,10 @@ CURVE_SAMPLES = 64
 
 MOST_BYTES = 1 << 30
 """The second moments of all layers' gradients are held at once; for models of which they take more there are none."""
+
+MOST_MACS = 200_000_000
+"""Of one inference of a model that is converted for its gradients alone: those of a larger one take half a minute and
+gigabytes."""
 
 CLASSES = ("accuracy", "top5", "agreement")
 """Metrics of outputs that are scores of classes, one of which counts."""
@@ -70,8 +75,12 @@ def weighed(
 
 
 def _with_program_if_any(opened: Model, samples: Samples, workspace: Workspace) -> Model:
-    """The model with a torch program where it has one or its graph can be converted here, else as it is."""
-    if importlib.util.find_spec("torch") is None or moments_bytes(opened) > MOST_BYTES:
+    """The model with a torch program where it has one or its graph can soon be converted here, else as it is."""
+    if opened.program is not None or importlib.util.find_spec("torch") is None or moments_bytes(opened) > MOST_BYTES:
+        return opened
+    feed = example(samples, opened.inputs, workspace.seed)
+    macs = native(opened.native).macs(opened.content, feed)
+    if macs is None or macs > MOST_MACS:
         return opened
     try:
         return with_program(opened, samples, workspace)
