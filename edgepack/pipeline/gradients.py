@@ -57,8 +57,8 @@ def weighed(
 ) -> tuple[Subject, Mapping[str, Array] | None]:
     """The model as torch can run it, and G of its layers, None where the method does not ask for it.
 
-    G is (out, out) float64, by layer name; layers that no gradient reaches are absent. Where the method does not ask for
-    G the model may stay one that torch cannot run: its layers are weighed by their output energy then.
+    G is (out, out) float64, by layer name; layers that no gradient reaches are absent. Where the method does not ask
+    for G the model may stay one that torch cannot run: its layers are weighed by their output energy then.
 
     Raises:
         UsageError: the method asks for G, and there are no gradients.

@@ -170,7 +170,7 @@ def test_the_fastest_within_the_budget_not_the_first_nor_the_most_compressed(tmp
 
 
 class RoundedTwice(FileEvaluator):
-    """A plan that is tried again was rounded together: `of_plans` is what drafts lose, `of_files` what all else does."""
+    """A plan that is tried again was rounded together: `of_plans` is what drafts lose, `of_files` all else."""
 
     def __init__(self, of_plans: Mapping[str, float], of_files: Mapping[str, float]) -> None:
         super().__init__(of_plans, of_files)
