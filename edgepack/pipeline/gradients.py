@@ -15,6 +15,7 @@ from typing import Any
 from edgepack.data import Samples, example, feeds
 from edgepack.errors import ModelError, UsageError, install_hint
 from edgepack.methods.registry import needs_gradients
+from edgepack.model.kinds import recurrent
 from edgepack.model.model import Model
 from edgepack.model.types import Array, Curvature, Spectrum
 from edgepack.natives import native
@@ -75,8 +76,13 @@ def weighed(
 
 
 def _with_program_if_any(opened: Model, samples: Samples, workspace: Workspace) -> Model:
-    """The model with a torch program where it has one or its graph can soon be converted here, else as it is."""
+    """The model with a torch program where it has one or its graph can soon be converted here, else as it is.
+
+    Models with recurrent layers stay as they are: torch ends the process in the gradient of an LSTM that was converted.
+    """
     if opened.program is not None or importlib.util.find_spec("torch") is None or moments_bytes(opened) > MOST_BYTES:
+        return opened
+    if any(layer.kind == recurrent.NAME for layer in opened.layers):
         return opened
     feed = example(samples, opened.inputs, workspace.seed)
     macs = native(opened.native).macs(opened.content, feed)

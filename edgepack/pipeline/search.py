@@ -108,17 +108,19 @@ class Search:
             return replace(found, trial=self._evaluator.confirmed(found.trial))
         drops = self._climb(steps, limit)
         kept = within(drops, limit)
-        order = self._ordered(steps, [*kept, *self._beyond(steps, max(kept, default=-1), limit)])
+        order = self._ordered(steps, kept)
+        beyond = self._ordered(steps, self._beyond(steps, max(kept, default=-1), limit))
         if not order:  # then the closest that was seen
             order = [min(drops, key=lambda i: (drops[i].bound, i))]
         if self._replacements.distillation is not None:
             wider = [limit * reach for reach in REACH]
             order = [i for far in wider for i in self._ordered(steps, within(self._climb(steps, far), far))[:1]] + order
-        return self._confirmed(steps, order, limit)
+        return self._confirmed(steps, order, limit, beyond)
 
-    def _confirmed(self, steps: Sequence[Step], order: Sequence[int], limit: float) -> Found:
+    def _confirmed(self, steps: Sequence[Step], order: Sequence[int], limit: float, beyond: Sequence[int]) -> Found:
         """The best of the steps that also keeps the limit on the samples that were kept back; where it does not, a step
-        back along the front is tried, some times."""
+        back along the front is tried, some times. The steps beyond those whose drafts are good have the first look."""
+        drafted, order = order, [*beyond, *order]
         looked: list[Found] = []
         self._kept = set()
         for look in range(LOOKS):
@@ -134,6 +136,8 @@ class Search:
             # Where training was to take back much of a drop, the plans that need less of it are next.
             trained = [i for i in order if i in milder and self._replacements.distillation is not None]
             order = trained or [max(milder, key=lambda i: steps[i].loss)]
+            if beyond:
+                order, beyond = drafted, ()
             self._workspace.progress(f"a step back: {found.trial.lost:.2f} on samples that were kept back")
         chosen = next((one for one in looked if one.trial.within(limit)), None)
         if chosen is None:

@@ -26,7 +26,7 @@ from tests.pipeline.small_recurrent import CLASSES, FEATURES, GATES, STEPS, UNIT
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
-LIMIT = 1.5
+LIMIT = 3.0
 
 
 def factored(source: Path, folder: Path) -> dict[str, Any]:
