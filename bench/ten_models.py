@@ -60,10 +60,11 @@ def experiment(
     parser = argparse.ArgumentParser(prog=command)
     parser.add_argument("--fresh", action="store_true", help="measure all of it again")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no model after so long")
+    parser.add_argument("--only", choices=NAMES, action="append", help="some of the models")
     options = parser.parse_args(arguments)
     kept, deadline = f"experiments/{name}", time.monotonic() + 60 * options.minutes
     rows: Rows = [] if options.fresh else figures_file.rows(kept) or []
-    missing = tuple(one for one in NAMES if one not in {row["model"] for row in rows})
+    missing = tuple(one for one in options.only or NAMES if one not in {row["model"] for row in rows})
     with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
         for case in ten_models(Path(folder), missing):
             if time.monotonic() > deadline:
