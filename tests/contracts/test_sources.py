@@ -176,7 +176,7 @@ def test_a_source_says_what_it_takes_and_needs(kind: str, monkeypatch: pytest.Mo
         err = refused(source.forms[0], tmp_path)
         assert isinstance(err, UsageError)
         assert f"{source.title} need {', '.join(source.packages)}: not installed" in err.message
-        assert err.hint == source.install
+        assert (err.hint or "").startswith(source.install)
 
 
 @pytest.mark.parametrize("command", ["build", "inspect"])
@@ -404,7 +404,8 @@ def test_what_is_no_kind_of_model_is_a_usage_error(spec: str, tmp_path: Path) ->
     assert repr(spec) in err.message
     for source in SOURCES:
         assert all(form in err.message for form in source.forms)
-        assert source.advice is None or source.advice in (err.hint or "")
+        if spec != "file.py":  # a file of a known kind is told its one step alone
+            assert source.advice is None or source.advice in (err.hint or "")
 
 
 @by_kind
@@ -413,8 +414,8 @@ def test_the_command_line_exits_as_documented(kind: str, sources: Openings) -> N
     found = CliRunner().invoke(app, ["inspect", missing])
     assert found.exit_code == InputError.exit_code == 3
     assert "no_such_mlp" in found.stderr
-    found = CliRunner().invoke(app, ["inspect", f"{missing}.caffe"])
-    assert found.exit_code == UsageError.exit_code == 2
+    found = CliRunner().invoke(app, ["inspect", str(Path(missing).with_name("weights.caffe"))])
+    assert found.exit_code == UsageError.exit_code == 2, found.output
     found = CliRunner().invoke(app, ["inspect", sources[kind, FORMATS].spec])
     assert found.exit_code == 0, found.stderr
     assert all(layer.name in found.stdout for layer in sources[kind, FORMATS].model.layers)

@@ -162,10 +162,11 @@ def test_pack_is_never_larger_than_dense_int8(rpi4_pack: Built) -> None:
     assert sizes["model.tflite"] < sizes["baseline/int8.tflite"]
 
 
-def test_summary_shows_every_file_and_layer(rpi4_pack: Built) -> None:
+def test_summary_shows_every_file_and_how_many_layers_are_low_rank(rpi4_pack: Built) -> None:
     out = rpi4_pack.done.out
     assert f"{rpi4_pack.path}: points for rpi4, metric: accuracy" in "".join(out.splitlines())
-    assert all(name in out for name in (*MODELS, *BASELINES, "0.weight", "2.weight", "4.weight"))
+    assert all(name in out for name in (*MODELS, *BASELINES))
+    assert " of 3 layers low-rank" in out
     assert rpi4_pack.done.err == ""
 
 
@@ -452,7 +453,7 @@ def test_layers_that_are_left_alone(tmp_path: Path, model: Path, data: Path) -> 
     schemes = {layer["layer"]: (layer["scheme"], layer["rank"]) for layer in entry["layers"]}
     assert schemes["w1"] == schemes["w3"] == ("fp32", None)
     assert schemes["w2"][0] != "fp32"
-    assert "it is kept, since its options ask for it" in done.out
+    assert "it is kept, since its options ask for it" in " ".join(done.out.split())
     weights = [
         {each.name: numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
         for path in (tmp_path / "out/model.onnx", model)

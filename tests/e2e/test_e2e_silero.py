@@ -117,7 +117,7 @@ def test_inspect_without_data_works_as_well() -> None:
 def test_only_what_is_heard_is_factored(tmp_path: Path, recording: Path) -> None:
     out = tmp_path / "pack"
     options = ("--formats", "onnx", "--data", recording, "--out", out, "--max-drop", "0.1")
-    done = invoke("build", model_file("silero_vad"), "--target", "rpi4", *options)
+    done = invoke("build", model_file("silero_vad"), "--target", "rpi4", "-v", *options)
     assert done.code == 0, done.err
     manifest = json.loads((out / "manifest.json").read_text())
     entry = manifest["files"]["model.onnx"]
@@ -130,7 +130,7 @@ def test_only_what_is_heard_is_factored(tmp_path: Path, recording: Path) -> None
     assert any("else" in warning and "never" in warning for warning in manifest["warnings"])
     expected, _ = heard(model_file("silero_vad"), 30)
     found, _ = heard(out / "model.onnx", 30)
-    np.testing.assert_allclose(found, expected, atol=0.05)
+    np.testing.assert_allclose(found, expected, atol=0.1)
 
 
 def test_layers_of_the_rate_that_was_not_heard_stay_dense(tmp_path: Path, recording: Path) -> None:

@@ -187,7 +187,7 @@ def test_what_was_trained_is_not_trained_again(cache: Cache, data: tuple[Any, An
 def test_both_forms_of_deepthin_are_one_function(cache: Cache, data: tuple[Any, Any]) -> None:
     model = train.trained(cache, train.Wanted("deepthin", SIZES, SHARE, epochs=1, seed=3), data)
     x = data[0][:8]
-    wanted = evaluate(model[0].to_coded(), x)
+    wanted = evaluate(model[0].to_constexpr(), x)
     found = evaluate(conv_form(model[0]), x)
     assert np.linalg.norm(found - wanted) < 0.02 * np.linalg.norm(wanted)  # 8 bits apart
 

@@ -92,7 +92,9 @@ def test_both_forms_are_the_same_function(
     assert is_decoded(decoded)
     assert not is_decoded(direct)
     x = random.standard_normal((3, n)).astype(np.float32)
-    expected = x @ method.laid(rows, filters, sides).T
+    with np.errstate(invalid="ignore"):  # some builds of BLAS raise the flag for what lies behind the matrix
+        expected = x @ method.laid(rows, filters, sides).T
+    assert np.isfinite(expected).all()
     scale = 1e-5 * max(1.0, float(np.abs(expected).max()))
     assert np.allclose(evaluate(decoded, x), expected, rtol=0, atol=scale)
     assert np.allclose(evaluate(direct, x), expected, rtol=0, atol=scale)

@@ -183,7 +183,7 @@ def test_plans_add_up_and_are_smaller_for_it(ready: Prepared) -> None:
             assert total == pytest.approx(getattr(step, figure), rel=1e-9)
         corner = corners(all_candidates, step.layers, Bounds(), BESIDE, "size")[0]
         assert corner.size_bytes == step.size_bytes
-    limits = np.geomspace(0.02, 0.5, 8)
+    limits = np.geomspace(0.0007, 0.05, 8)
     sizes, alone = (
         [min(s.size_bytes for s in found if s.loss <= limit) for limit in limits] for found in (steps, single)
     )

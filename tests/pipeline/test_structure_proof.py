@@ -148,5 +148,5 @@ def test_a_format_that_fails_leaves_the_other(
     assert "the converter has no RotaryEmbedding" in warning
     alone = CliRunner().invoke(app, [*given, "--formats", "tflite", "--out", str(tmp_path / "alone")])
     assert alone.exit_code == 3
-    assert "error: the converter has no RotaryEmbedding" in alone.stderr
+    assert "the converter has no RotaryEmbedding" in alone.stderr.splitlines()[0]
     assert not (tmp_path / "alone").exists()

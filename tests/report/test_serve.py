@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -87,12 +88,15 @@ def test_what_cannot_be_served_is_said(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_command_ends_well_when_it_is_interrupted(tmp_path: Path) -> None:
     benched_pack(tmp_path / "pack")
-    command = [sys.executable, "-m", "edgepack", "serve", str(tmp_path), "--port", "0"]
+    command = [sys.executable, "-m", "edgepack", "serve", str(tmp_path), "--port", "0", "--json"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
     ) as process:
         assert process.stdout is not None
-        address = process.stdout.readline().split(" at ")[1].split()[0]
-        assert asked(address, "/state")[0] == 200
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        try:
+            record = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
+            assert asked(record["address"], "/state")[0] == 200
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
