@@ -129,15 +129,16 @@ class Search:
             found = replace(found, trial=self._evaluator.confirmed(found.trial, look))
             looked.append(found)
             self._kept.add(found.trial.path)
-            refuted = found.trial.confirmation is not None and not found.trial.within(limit)
-            milder = [i for i, step in enumerate(steps) if step.loss <= STEP_BACK * found.loss]
-            if not refuted or not milder:
+            if found.trial.confirmation is None or found.trial.within(limit):
                 break
-            # Where training was to take back much of a drop, the plans that need less of it are next.
-            trained = [i for i in order if i in milder and self._replacements.distillation is not None]
-            order = trained or [max(milder, key=lambda i: steps[i].loss)]
             if beyond:
                 order, beyond = drafted, ()
+            elif milder := [i for i, step in enumerate(steps) if step.loss <= STEP_BACK * found.loss]:
+                # Where training was to take back much of a drop, the plans that need less of it are next.
+                trained = [i for i in order if i in milder and self._replacements.distillation is not None]
+                order = trained or [max(milder, key=lambda i: steps[i].loss)]
+            else:
+                break
             self._workspace.progress(f"a step back: {found.trial.lost:.2f} on samples that were kept back")
         chosen = next((one for one in looked if one.trial.within(limit)), None)
         if chosen is None:

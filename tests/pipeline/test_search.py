@@ -273,6 +273,18 @@ def test_a_plan_that_is_not_confirmed_gives_way_to_a_milder_one(tmp_path: Path) 
     assert models(tmp_path) == [found.trial.path]
 
 
+def test_after_a_plan_beyond_its_draft_come_those_whose_drafts_are_good(tmp_path: Path) -> None:
+    """Also where none of them is much milder."""
+    front = [step(32, 5, scheme=INT4), step(24, 4, scheme=INT4)]
+    drafts = {"int4 32": 0.4, "int4 24": 1.0}
+    kept_back = KeptBack({"int4 24": 0.7, "int4 32": 0.1})
+    evaluator = made_evaluator(tmp_path, RoundedTwice(drafts, {"int4 32": 0.0, "int4 24": 0.2}))
+    evaluator = replace(evaluator, confirmation=kept_back)  # type: ignore[arg-type]
+    found = Search(evaluator, Files(), NOTHING_BESIDE, NEVER).run(front, 0.5)  # type: ignore[arg-type]
+    assert found.trial.path.read_text() == "int4 32"
+    assert found.trial.within(0.5)
+
+
 def test_where_nothing_is_confirmed_the_closest(tmp_path: Path) -> None:
     found = confirmed(tmp_path, KeptBack({"int8 24": 0.7, "int8 32": 0.9, "int8 dense": 0.8}))
     assert found.trial.layers[0].rank == 24
