@@ -51,7 +51,7 @@ def measure(case: Case, folder: Path) -> list[dict[str, Any]]:
         for path, row in _built(case, chosen, folder / option):
             digest = file_digest(path)
             files.setdefault(digest, Variant(digest, row["format"], path))
-            rows.append({"model": case.name, "option": option, "digest": digest, **row})
+            rows.append({"option": option, "digest": digest, **row})
     counted = emulate_variants(list(files.values()), None, target=TARGET, model=case.name)
     seconds = {variant.name: counted_s(variant, TARGET) for variant in counted.variants}
     return [{**row, "latency_s": seconds[row["digest"]]} for row in rows]

@@ -41,7 +41,6 @@ def measure(case: Case, out: Path) -> list[dict[str, Any]]:
     digests = {(variant.format, variant.name): variant.sha256 for variant in result.variants}
     return [
         {
-            "model": case.name,
             "format": row.format,
             "scheme": files[f"model.{row.format}"]["scheme"],
             "refused": not kept,

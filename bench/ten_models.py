@@ -4,24 +4,18 @@ experiments that go over all of them.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import figures_file
 import numpy as np
 from cases import MODELS, Case
 from promise.command import FOLDER
 from promise.measure import Trained
 from promise.subjects import SUBJECTS
-from results_page import put_section
+from resumable import Row, carry_out, options
 
 SAMPLES = 4000
-Rows = list[dict[str, Any]]
 RECIPES = {"mnist_mlp": 0.3, "mnist_cnn": 0.3, "minilm": 1.0}
 NAMES = (*SUBJECTS, *RECIPES)
 
@@ -42,35 +36,22 @@ def ten_models(folder: Path, names: tuple[str, ...] = NAMES) -> Iterator[Case]:
 
 
 def experiment(
-    name: str,
-    command: str,
-    measure: Callable[[Case, Path], Rows],
-    render: Callable[[Rows], str],
-    arguments: Sequence[str] | None = None,
+    name: str, command: str, measure: Callable[[Case, Path], list[Row]], render: Callable[[Sequence[Row]], str]
 ) -> None:
     """Measure the models that are missing of an experiment, keep each, and write its section of bench/RESULTS.md.
 
     Args:
         name: of the section.
         command: that the section names.
-        measure: (model, folder to work in) -> rows, each with the name of its "model".
+        measure: (model, folder to work in) -> rows, without the name of the model.
         render: the section of all rows, as Markdown.
-        arguments: of the command line.
     """
-    parser = argparse.ArgumentParser(prog=command)
-    parser.add_argument("--fresh", action="store_true", help="measure all of it again")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no model after so long")
-    parser.add_argument("--only", choices=NAMES, action="append", help="some of the models")
-    options = parser.parse_args(arguments)
-    kept, deadline = f"experiments/{name}", time.monotonic() + 60 * options.minutes
-    rows: Rows = [] if options.fresh else figures_file.rows(kept) or []
-    missing = tuple(one for one in options.only or NAMES if one not in {row["model"] for row in rows})
-    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
-        for case in ten_models(Path(folder), missing):
-            if time.monotonic() > deadline:
-                break
-            print(f"{name}: {case.name}", file=sys.stderr)
-            rows += measure(case, Path(folder) / case.name)
-            figures_file.store(kept, {"rows": rows})
-    if rows:
-        put_section(name, command, figures_file.load(kept), render(rows))
+
+    def measured(model: str) -> list[Row]:
+        with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as folder:
+            (case,) = ten_models(Path(folder), (model,))
+            return measure(case, Path(folder) / model)
+
+    keys = [{"model": model} for model in NAMES]
+    given = options(command, str(__doc__), NAMES).parse_args()
+    carry_out(name, command, keys, measured, render, given)

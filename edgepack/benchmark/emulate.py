@@ -28,7 +28,7 @@ from edgepack.metrics.values import sqnr_db
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array
 from edgepack.pack.facts import read_facts
-from edgepack.pack.folder import RESULTS
+from edgepack.pack.folder import RESULTS, example_of
 from edgepack.targets.target import Target
 from edgepack.workspace import Progress, file_digest, silent
 
@@ -252,13 +252,12 @@ def emulate_pack(
     layers = None
     if by_layer:
         layers = {(v.name, v.format): facts.layer_shapes(v.name, v.format) for v in variants}
-    example = pack_dir / "example_inputs.npz"
     result = emulate_variants(
         variants,
         layers,
         target=target,
         model=facts.model_name,
-        inputs=example if example.is_file() else None,
+        inputs=example_of(pack_dir),
         threads=threads,
         progress=progress,
     )

@@ -17,6 +17,7 @@ from edgepack.devices.device import Device
 from edgepack.errors import EdgepackError, PackError
 from edgepack.model.scheme import Format
 from edgepack.pack.facts import read_facts
+from edgepack.pack.folder import RESULTS, example_of
 from edgepack.targets.target import Target
 from edgepack.workspace import Progress
 
@@ -53,7 +54,6 @@ def bench_pack(
     """
     name = read_facts(pack_dir).model_name
     variants = pack_variants(pack_dir, target, formats)
-    example = pack_dir / "example_inputs.npz"
     result = bench_variants(
         variants,
         target=target,
@@ -61,9 +61,9 @@ def bench_pack(
         settings=settings,
         progress=progress,
         model=name,
-        inputs=example if example.is_file() else None,
+        inputs=example_of(pack_dir),
     )
-    save_result(result, pack_dir / "results" / result.file_name)
+    save_result(result, pack_dir / RESULTS / result.file_name)
     return result
 
 

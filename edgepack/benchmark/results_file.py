@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from edgepack.benchmark.results import BenchResult, Block, EmulatedResult, EmulatedVariant, Snapshot, VariantResult
 from edgepack.emulator.counts import LEVELS, Counts
 from edgepack.errors import PackError
+from edgepack.pack.folder import RESULTS
 from edgepack.validation import printable
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def load_emulated(pack_dir: Path) -> list[EmulatedResult]:
 
 
 def _load_all(pack_dir: Path) -> list[BenchResult | EmulatedResult]:
-    return [_load(path) for path in sorted((pack_dir / "results").glob("*.json"))]
+    return [_load(path) for path in sorted((pack_dir / RESULTS).glob("*.json"))]
 
 
 def _load(path: Path) -> BenchResult | EmulatedResult:

@@ -23,6 +23,12 @@ WRITTEN = "written-files"
 """Step of the cache that keeps, by the digest of a model file that was written alone, what it was built from."""
 
 
+def example_of(pack: Path) -> Path | None:
+    """The example inputs that a pack holds; None where it has none."""
+    example = pack / EXAMPLE
+    return example if example.is_file() else None
+
+
 @contextmanager
 def writing(out: Path) -> Iterator[Path]:
     """A temporary folder that becomes `out` when the block succeeds; on any failure `out` stays as it was.

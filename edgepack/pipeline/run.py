@@ -20,11 +20,11 @@ from edgepack.metrics.drop import SHARES
 from edgepack.metrics.values import sqnr
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array
+from edgepack.pack.folder import EXAMPLE
 from edgepack.pack.manifest import BUILD_AGAIN, Manifest, file_path, read_manifest
 from edgepack.sources.images import ImageOptions
 from edgepack.sources.samples import read_samples
 
-EXAMPLE = "example_inputs.npz"
 SHOWN = 3
 """Values of an answer that is no class."""
 LONG_S, RUNS = 0.2, 50

@@ -109,22 +109,12 @@ def test_levels_are_those_of_the_emulator() -> None:
 
 
 @pytest.mark.parametrize("scheme", COUNTED, ids=str)
-def test_a_point_of_the_grid_is_answered_exactly(scheme: Scheme) -> None:
-    costs = TABLE.costs["onnx"][scheme.name]
-    for index, point in enumerate(GRID.points(scheme)):
-        found = interpolate(TABLE, point)
-        assert found is not None
-        assert found.instructions == pytest.approx(costs.instructions[index], abs=1e-6)
-        assert not found.extrapolated
-        for level in TABLE.levels:
-            assert found.misses[level] == pytest.approx(costs.misses[level][index], abs=1e-6)
-
-
-@pytest.mark.parametrize("scheme", COUNTED, ids=str)
-def test_a_convolution_of_the_grid_is_answered_exactly(scheme: Scheme) -> None:
-    assert TABLE.convolutions is not None
-    costs = TABLE.convolutions.costs["onnx"][scheme.name]
-    for index, point in enumerate(CONV_GRID.points(scheme)):
+@pytest.mark.parametrize(
+    ("counted", "grid"), [(TABLE, GRID), (TABLE.convolutions, CONV_GRID)], ids=["products", "convolutions"]
+)
+def test_a_point_of_a_grid_is_answered_exactly(counted: Any, grid: Grid | ConvGrid, scheme: Scheme) -> None:
+    costs = counted.costs["onnx"][scheme.name]
+    for index, point in enumerate(grid.points(scheme)):
         found = interpolate(TABLE, point)
         assert found is not None
         assert found.instructions == pytest.approx(costs.instructions[index], abs=1e-6)
