@@ -57,7 +57,7 @@ def run_bench() -> dict[str, Any]:
         pack = Path(folder) / "pack"
         _run(["build", MNIST, "--target", "host", "--max-drop", "0.3"], ["--out", str(pack)], Path(folder), None)
         row = _run(["bench", str(pack), "--local"], [], Path(folder), BENCH_GOAL_S)
-    return {**row, "command": "edgepack bench PACK --local (a full one, of the pack above)"}
+    return {**row, "command": "edgepack bench dist/mnist-mlp.host --local"}
 
 
 def run_inspect() -> dict[str, Any]:
