@@ -18,7 +18,7 @@ from edgepack.backends.runtime import predict
 from edgepack.backends.schemes import DENSE_INT8
 from edgepack.cli import app
 from edgepack.data import Samples
-from edgepack.errors import EdgepackError, InputError, ModelError, UsageError
+from edgepack.errors import SOURCE, EdgepackError, InputError, ModelError, UsageError
 from edgepack.model.kinds import KINDS, views_of
 from edgepack.model.model import Model
 from edgepack.model.replacement import low_rank
@@ -176,7 +176,7 @@ def test_a_source_says_what_it_takes_and_needs(kind: str, monkeypatch: pytest.Mo
         err = refused(source.forms[0], tmp_path)
         assert isinstance(err, UsageError)
         assert f"{source.title} need {', '.join(source.packages)}: not installed" in err.message
-        assert (err.hint or "").startswith(source.install)
+        assert err.hint == f"{source.install} {SOURCE}"
 
 
 @pytest.mark.parametrize("command", ["build", "inspect"])
