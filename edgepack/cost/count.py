@@ -38,6 +38,7 @@ from edgepack.cost.interpolate import interpolate
 from edgepack.devices.device import Job
 from edgepack.devices.emulated import EmulatedDevice
 from edgepack.emulator.counts import Counts, middle, per_inference
+from edgepack.emulator.facts import cpu_files
 from edgepack.errors import TransientDeviceError
 from edgepack.model.point import Point, conv_point, linear_point
 from edgepack.model.scheme import Format, Scheme
@@ -94,11 +95,10 @@ class Counter:
         self.device = EmulatedDevice(target)
         self.runtimes: dict[Format, str] = {}
         self._workspace = workspace
-        cluster = target.main_cluster
-        # The plugin's sources, and the versions of the runtimes that it runs.
+        # The plugin's sources, what tells the runtimes which CPU it is, and the versions of what runs.
         folder = shipped("runtimes/emulator/cachesim.c").parent
         sources = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
-        guest = [cluster.core, sorted(target.isa), self.device.cpu, self.device.caches, self.device.qemu_version]
+        guest = [cpu_files(target)["proc/cpuinfo"], self.device.cpu, self.device.caches, self.device.qemu_version]
         self._key = [RUNS, ROUNDS, WARMUP_RUNS, sources, guest]
 
     def count(self, points: Iterable[Point]) -> dict[Point, Counts]:

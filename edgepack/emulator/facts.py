@@ -24,6 +24,10 @@ _PARTS = {
 }
 """Arm's part numbers (MIDR_EL1) by core."""
 
+_VARIANTS = {"cortex-a55": 2, "cortex-a75": 3}
+"""The major revision (MIDR_EL1's variant) where it matters: cpuinfo believes in dot products from r1 of Cortex-A55 and
+r2 of Cortex-A75 on, whatever the features say, and boards have r2 and r3."""
+
 _ALWAYS = ("fp", "asimd", "evtstrm", "crc32", "cpuid")
 _FEATURES = {"lse": "atomics", "fp16": "fphp asimdhp", "dotprod": "asimddp", "i8mm": "i8mm", "sve": "sve"}
 """The kernel's names for the target's `isa`."""
@@ -108,7 +112,7 @@ def _cpuinfo(target: Target, number: int, cluster: Cluster) -> str:
     features = [*_ALWAYS, *(_FEATURES[name] for name in target.isa if name in _FEATURES)]
     return (
         f"processor\t: {number}\nBogoMIPS\t: 108.00\nFeatures\t: {' '.join(features)}\n"
-        "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\n"
+        f"CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: {_VARIANTS.get(cluster.core, 0):#x}\n"
         f"CPU part\t: 0x{_PARTS.get(cluster.core, 0):03x}\nCPU revision\t: 3\n"
     )
 

@@ -50,11 +50,13 @@ GRID = Grid((16, 128, 512, 2048), (8, 32, 128, 512), (1, 4, 16))
 CONV_GRID = ConvGrid((16, 64, 256), (3, 5), (7, 14))
 RPI4 = get_target("rpi4")
 COUNTED = (FP32, INT8_DYNAMIC, INT8_STATIC)
-UNEVEN = {("cortex-a76", NBITS4): (0.4, 0.55), ("cortex-a76", tflite.INT4_DYNAMIC): (0.06, 0.8)}
+UNEVEN = {
+    (core, scheme): errors
+    for core in ("cortex-a55", "cortex-a76")
+    for scheme, errors in ((NBITS4, (0.4, 0.55)), (tflite.INT4_DYNAMIC, (0.06, 0.8)))
+}
 """Interpolation errors, median and 90th percentile, of kernels that take whole blocks of inputs alone: where some
 are left another kernel takes twice as long."""
-CONVOLVED_ALSO = ("rpi4",)
-"""Those of the shipped tables that hold convolutions."""
 SHIPPED = ("rpi4", "rpi3b+", "rpi-zero2w", "rpi5", "rk3566")
 
 
@@ -287,7 +289,7 @@ def test_shipped_tables_answer_for_both_formats(name: str) -> None:
             assert pair.misses[table.levels[-1]] <= dense.misses[table.levels[-1]] + FEW_LINES
 
 
-@pytest.mark.parametrize("name", CONVOLVED_ALSO)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_tables_answer_for_convolutions(name: str) -> None:
     table = table_for(get_target(name))
     assert table is not None
@@ -296,10 +298,23 @@ def test_shipped_tables_answer_for_convolutions(name: str) -> None:
         for scheme in CONVOLVED[fmt]:
             held = table.convolutions.held_out[fmt][scheme.name]
             assert held.instructions.median < 0.1
-            whole, thin = (interpolate(table, conv_point(scheme, rows, 64, (3, 3), 196)) for rows in (64, 16))
+            whole, thin = (interpolate(table, conv_point(scheme, rows, 64, (3, 3), 196)) for rows in (256, 16))
             assert whole is not None
             assert thin is not None
             assert thin.instructions < 0.5 * whole.instructions
+
+
+@pytest.mark.parametrize(("without", "with_dot"), [("rpi4", "rpi5"), ("rpi3b+", "rk3566")])
+@pytest.mark.parametrize("scheme", [INT8_DYNAMIC, tflite.INT8_DYNAMIC])
+def test_dot_products_take_fewer_instructions(without: str, with_dot: str, scheme: Scheme) -> None:
+    plain, dot = (
+        interpolate(table, linear_point(scheme, 1024, 1024, None, 16))
+        for table in map(table_for, map(get_target, (without, with_dot)))
+        if table is not None
+    )
+    assert plain is not None
+    assert dot is not None
+    assert dot.instructions < 0.6 * plain.instructions
 
 
 def test_the_shipped_table_of_the_pi_4_holds_the_counts_of_its_layer() -> None:

@@ -46,6 +46,12 @@ def test_features_follow_the_instruction_set() -> None:
     assert new - old >= {"asimddp", "fphp", "asimdhp", "atomics"}
 
 
+def test_a_cortex_a55_is_of_a_revision_that_is_known_for_dot_products() -> None:
+    """cpuinfo takes r0 of this core to lack them, whatever its features say; boards have r2."""
+    (target,) = [target for target in AARCH64 if target.name == "rk3566"]
+    assert "CPU variant\t: 0x2\n" in cpu_files(target)["proc/cpuinfo"]
+
+
 def test_a_shared_cache_lists_the_cores_of_its_cluster() -> None:
     by_name = {target.name: target for target in AARCH64}
     files = cpu_files(by_name["rpi4"])
