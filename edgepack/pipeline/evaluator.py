@@ -61,15 +61,13 @@ class Evaluator:
         """Whether the target is this machine, so that latencies of files can be measured during the build."""
         return self.options.target.name == HOST
 
-    def confirmed(self, trial: FileTrial, look: int = 0) -> FileTrial:
+    def confirmed(self, trial: FileTrial, share: float = 1 / 2) -> FileTrial:
         """The trial with its drop on the samples that were kept back.
-
-        Every further look at them spends half of what error is left, so that all looks together hold the confidence
-        (Bonferroni, with shares that halve).
 
         Args:
             trial: chosen on the validation samples.
-            look: how many plans were confirmed before, None of them well.
+            share: of the allowed error that this look spends; those of all looks at one format come to 1 at most, so
+                that together they hold the confidence (Bonferroni).
         """
         confirmation, limit = self.confirmation, self.options.drop_limit
         if confirmation is None:
@@ -78,7 +76,7 @@ class Evaluator:
         stated = confirmation.drop(outputs)
         if limit is None or stated is None:
             return replace(trial, confirmation=stated)
-        error = (1.0 - confirmation.scale.confidence) / 2 ** (look + 1)
+        error = (1.0 - confirmation.scale.confidence) * share
         strict = replace(confirmation.scale, confidence=1.0 - error).drop(outputs)
         return replace(trial, confirmation=stated if strict.bound <= limit else strict)
 

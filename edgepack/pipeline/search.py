@@ -42,8 +42,10 @@ REACH = (4.0, 2.0)
 """Training may take back most of a drop: plans that lose so many times the limit without it are tried first, each
 trained in turn until one is within the limit."""
 
-LOOKS = 4
-"""At the samples that were kept back, at most: each spends half of the error that is left."""
+LOOKS = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
+"""At the samples that were kept back, at most: what share of the allowed error each spends."""
+BOLD_FIRST = (1 / 4, 1 / 2, 1 / 8, 1 / 16)
+"""The same where the first plan is one whose draft is no good: refuted, it leaves the next its whole half."""
 STEP_BACK = 0.7
 """Of the predicted loss of a plan that was not confirmed: what the next one may lose at most."""
 
@@ -123,10 +125,10 @@ class Search:
         drafted, order = order, [*beyond, *order]
         looked: list[Found] = []
         self._kept = set()
-        for look in range(LOOKS):
+        for share in BOLD_FIRST if beyond else LOOKS:
             # The plan that loses least is the last resort, in a scheme or a format that loses more than its trial.
             found = self._best([steps[i] for i in [*order, 0]], limit)
-            found = replace(found, trial=self._evaluator.confirmed(found.trial, look))
+            found = replace(found, trial=self._evaluator.confirmed(found.trial, share))
             looked.append(found)
             self._kept.add(found.trial.path)
             if found.trial.confirmation is None or found.trial.within(limit):
