@@ -67,18 +67,18 @@ class Evaluator:
         Args:
             trial: chosen on the validation samples.
             share: of the allowed error that this look spends; those of all looks at one format come to 1 at most, so
-                that together they hold the confidence (Bonferroni).
+                that together they hold the confidence (Bonferroni): also that of the bound that is stated, since a plan
+                that is kept was chosen by its bound.
         """
         confirmation, limit = self.confirmation, self.options.drop_limit
         if confirmation is None:
             return trial
         outputs = confirmation.answers(trial.path, trial.fmt)
-        stated = confirmation.drop(outputs)
-        if limit is None or stated is None:
-            return replace(trial, confirmation=stated)
-        error = (1.0 - confirmation.scale.confidence) * share
-        strict = replace(confirmation.scale, confidence=1.0 - error).drop(outputs)
-        return replace(trial, confirmation=stated if strict.bound <= limit else strict)
+        if limit is None or not confirmation.has_data:
+            return replace(trial, confirmation=confirmation.drop(outputs))
+        scale = confirmation.scale
+        strict = replace(scale, confidence=1.0 - (1.0 - scale.confidence) * share).drop(outputs)
+        return replace(trial, confirmation=replace(strict, confidence=scale.confidence))
 
     def latencies(self, paths: Mapping[str, Path], fmt: Format) -> dict[str, float]:
         """Seconds per inference of files on this machine: medians of `turns_s`."""

@@ -237,6 +237,7 @@ class KeptBack:
     drops: Mapping[str, float]
     spread: float = 0.0
     confidence: float = 0.9
+    has_data: bool = True
 
     @property
     def scale(self) -> KeptBack:
@@ -298,7 +299,10 @@ def test_every_look_spends_half_of_the_error_that_is_left(tmp_path: Path) -> Non
     assert found.trial.layers[0].rank is None
     assert found.trial.stated is not None
     assert found.trial.stated.confidence == 0.9
-    assert confirmed(tmp_path, KeptBack({"int8 24": 0.3}, spread=0.15)).trial.layers[0].rank == 24
+    kept = confirmed(tmp_path, KeptBack({"int8 24": 0.3}, spread=0.15)).trial
+    assert kept.layers[0].rank == 24
+    assert kept.stated is not None
+    assert kept.stated.bound == pytest.approx(0.3 + 0.15 * norm.ppf(0.95) / norm.ppf(0.9))
 
 
 def test_files_that_lost_are_removed(tmp_path: Path) -> None:
