@@ -138,8 +138,8 @@ def balanced(
 
     At a plan of latency T and bytes B the product falls where t / T + b / B does (the mean of two ratios is no less
     than the root of their product), and that is a sum over the layers: it is minimised, and the new plan's T and B take
-    the place of the old ones until nothing changes. It begins at the better of the fastest and the smallest plan, and
-    ends at one that no other beats at its own exchange rate.
+    the place of the old ones until nothing changes. It begins at the better of about the fastest and the smallest plan,
+    and ends at one that no other beats at its own exchange rate.
 
     Args:
         layers: the candidates of each layer.
@@ -157,7 +157,8 @@ def balanced(
     def product(plan: Solution) -> float:
         return (plan.latency_s + beside_s) * (plan.size_bytes + beside_bytes)
 
-    corners = [solve(layers, bounds, groups), smallest(layers, bounds, groups)]
+    ends: tuple[Step, ...] = (("latency_s", None, REFINING_GAP), ("size_bytes", None, REFINING_GAP))
+    corners = [_by_order(tables, _limits(bounds), [end]) for end in ends]
     plans = [corner for corner in corners if isinstance(corner, Solution)]
     if not plans or not tables:
         return corners[0]

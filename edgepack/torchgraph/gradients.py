@@ -13,8 +13,10 @@ outputs of its linear layers, give two things:
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ from edgepack.torchgraph.flat import flat_module
 from edgepack.torchgraph.linears import TorchLinear
 from edgepack.torchgraph.match import match_layers
 from edgepack.torchgraph.run import arguments, first_line, torch_threads
+from edgepack.workers.threads import one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +101,7 @@ def curvatures(
     curves = {name: _Curve(found, spectra[name]) for name, found in sites.items() if name in spectra}
     seen, deadline = 0, time.monotonic() + sampling.budget_s
     # One sample's matrices are too small to share, and the last bits must not depend on the number of cores.
-    with torch_threads(1):
+    with torch_threads(1), one_thread(), ThreadPoolExecutor(os.cpu_count()) as threads:
         for index, feed in enumerate(feeds):
             if seen >= sampling.samples or (index and time.monotonic() > deadline):
                 break
@@ -112,11 +115,14 @@ def curvatures(
             if run is None:
                 return {}
             seen += run.samples
-            for name, rows in run.gradients.items():
-                if name in sums:
-                    sums[name].add(rows)
-                if name in curves:
-                    curves[name].add(rows, run.outputs[name])
+            added = [threads.submit(sums[name].add, rows) for name, rows in run.gradients.items() if name in sums]
+            added += [
+                threads.submit(curves[name].add, rows, run.outputs[name])
+                for name, rows in run.gradients.items()
+                if name in curves
+            ]
+            for one in added:
+                one.result()
     if moments is None:
         moments = {name: total.mean(seen) for name, total in sums.items() if total.reached}
     return {
