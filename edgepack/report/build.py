@@ -169,7 +169,7 @@ def _judged(manifest: Manifest) -> Iterator[Block]:
     kept = "kept back from every choice" if manifest.data.confirmation_samples else "that the plans were chosen on"
     parts = {entry.scored_on for entry in manifest.files.values()}
     on = f"on the {parts.pop()} samples: " if len(parts) == 1 else ""
-    looks = ", with all plans that were looked at" if manifest.data.confirmation_samples else ""
+    looks = " with all plans that were looked at" if manifest.data.confirmation_samples else ""
     sure = f"at most: {stated.confidence:.0%} sure{looks}, one-sided, on {stated.samples} samples {kept}"
     yield Paragraph((f"{on}{said}\n{sure}",))
 
