@@ -121,7 +121,8 @@ class Search:
 
     def _confirmed(self, steps: Sequence[Step], order: Sequence[int], limit: float, beyond: Sequence[int]) -> Found:
         """The best of the steps that also keeps the limit on the samples that were kept back; where it does not, a step
-        back along the front is tried, some times. The steps beyond those whose drafts are good have the first look."""
+        back along the front is tried, some times. The steps beyond those whose drafts are good have the first look, and
+        with the others the second, as far as they are milder."""
         drafted, order = order, [*beyond, *order]
         looked: list[Found] = []
         self._kept = set()
@@ -133,9 +134,10 @@ class Search:
             self._kept.add(found.trial.path)
             if found.trial.confirmation is None or found.trial.within(limit):
                 break
+            milder = [i for i, step in enumerate(steps) if step.loss <= STEP_BACK * found.loss]
             if beyond:
-                order, beyond = drafted, ()
-            elif milder := [i for i, step in enumerate(steps) if step.loss <= STEP_BACK * found.loss]:
+                order, beyond = self._ordered(steps, {*beyond, *drafted} & {*milder}) or drafted, ()
+            elif milder:
                 # Where training was to take back much of a drop, the plans that need less of it are next.
                 trained = [i for i in order if i in milder and self._replacements.distillation is not None]
                 order = trained or [max(milder, key=lambda i: steps[i].loss)]
