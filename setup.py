@@ -3,6 +3,7 @@
 Everything else about the project is in pyproject.toml.
 """
 
+import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -10,6 +11,7 @@ from setuptools.command.build_py import build_py
 
 TOP = Path(__file__).parent
 SHIPPED = ("targets.yaml", "runtimes")
+VENDORED = "runtimes/browser/vendor/versions.json"
 
 
 def shipped_files() -> list[Path]:
@@ -23,6 +25,8 @@ class BuildWithShipped(build_py):
 
     def run(self) -> None:
         """See setuptools."""
+        if not self.editable_mode and not (TOP / VENDORED).is_file():
+            sys.exit(f"{VENDORED} is missing: a wheel has the runtimes of the browser's page. Fetch them: make vendor")
         super().run()
         if self.editable_mode:
             return

@@ -61,6 +61,7 @@ class Facts:
         runtimes: on a device, in the order in which the runner looks for them; the first is the one to install.
         tested: the newest version of that one that the tests ran on.
         tool: of the runtime's makers, that measures a file on a device without Python.
+        browser_package: on npm, that runs a file in a browser.
         timed_call: of the runtime, that the runner times.
         call_instructions: of one call of the runtime, counted on an emulated Cortex-A72.
         float_values, integer_values: instructions per input and per output value of an operator, where the runtime sees
@@ -85,6 +86,7 @@ class Facts:
     runtimes: tuple[str, ...]
     tested: str
     tool: str
+    browser_package: str
     timed_call: str
     call_instructions: float
     float_values: tuple[float, float]

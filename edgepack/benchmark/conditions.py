@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 from edgepack.backends.registry import FACTS, FORMATS
-from edgepack.benchmark.results import RUNNER, BenchResult, Conditions, Tool
+from edgepack.benchmark.results import BROWSER, RUNNER, BenchResult, Conditions, Tool
 from edgepack.benchmark.schedule import FULL, QUICK, Schedule
 from edgepack.devices.device import Device, Mode
 from edgepack.devices.facts import DeviceFacts
@@ -200,6 +200,8 @@ def _clock(fmt: Format, tool: Tool) -> str:
     by = f"{tool.title} ({tool.runtime})" if tool.runtime else tool.title
     if tool.name == RUNNER.name:
         return f"{fmt}: {by}, each {FACTS[fmt].timed_call} between two readings of perf_counter_ns"
+    if tool.name == BROWSER:
+        return f"{fmt}: {by}, batches of at least 0.1 s between two readings of performance.now"
     return f"{fmt}: {by}, as it times itself"
 
 

@@ -116,7 +116,7 @@ def _steady(rig: Rig, job: Job, fmt: Format, round_: int) -> list[Block]:
         with rig.extra.taken() if blocks else nullcontext():
             report = rig.run(job)
         with rig.expecting(job):
-            rig.note(fmt, report)
+            rig.note(job, report)
             blocks.append(_block(report, round_))
         if _is_good(blocks[-1], rig.schedule) or len(blocks) > rig.schedule.retries:
             break
@@ -145,6 +145,7 @@ def _block(report: Mapping[str, Any], round_: int) -> Block:
         clock_before_s=tuple(clock["before_s"]) if clock is not None else (),
         clock_after_s=tuple(clock["after_s"]) if clock is not None else (),
         load=Load(**report["load"]),
+        runs_per_sample=report.get("runs_per_sample", 1),
         evicted_bytes=report.get("evicted_bytes"),
         temperature_c=(before, after),
         governor=report.get("governor"),
@@ -181,11 +182,13 @@ class Told:
         tools: what measured the models of a format.
         random_inputs: a tool made its own inputs.
         temperature_c: the last that was seen.
+        agreement_db: of a model's answers with this machine's, by its path on the device, where they were compared.
     """
 
     tools: dict[Format, Tool] = field(default_factory=dict)
     random_inputs: bool = False
     temperature_c: float | None = None
+    agreement_db: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -252,7 +255,7 @@ class Rig:
         """Runs a job, and once more where the first failure may mend itself."""
         return run_patiently(self.device, job)
 
-    def note(self, fmt: Format, report: Mapping[str, Any]) -> None:
+    def note(self, job: Job, report: Mapping[str, Any]) -> None:
         """Keeps what a report of a model says of its tool and its inputs.
 
         Raises:
@@ -261,7 +264,11 @@ class Rig:
         tool, runtime = report.get("tool"), report.get("runtime")
         name, version = (RUNNER.name, RUNNER.version) if tool is None else (tool["name"], tool["version"])
         ran = None if runtime is None else f"{runtime['name']} {runtime['version'] or 'unknown'}"
-        self.told.tools[fmt] = checked(Tool(name, version or "", ran))
+        if job.format is None or job.model is None:
+            raise ValueError("it is of no model")
+        if "agreement_db" in report:
+            self.told.agreement_db[job.model] = float(report["agreement_db"])
+        self.told.tools[job.format] = checked(Tool(name, version or "", ran))
         self.told.random_inputs |= report.get("inputs") == "random"
 
 

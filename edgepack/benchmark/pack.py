@@ -12,6 +12,7 @@ from edgepack.backends.registry import FORMATS
 from edgepack.benchmark.results import BenchResult
 from edgepack.benchmark.results_file import save_result
 from edgepack.benchmark.session import STANDARD, Settings, Variant, bench_variants
+from edgepack.devices.browser import BrowserDevice
 from edgepack.devices.connect import ConnectOptions, Place, connected
 from edgepack.devices.device import Device
 from edgepack.errors import EdgepackError, PackError
@@ -170,7 +171,7 @@ def _bench(session: Session, place: Place, options: ConnectOptions, progress: Pr
                 target=place.target,
                 device=device,
                 settings=session.settings,
-                progress=progress,
+                progress=device.showing(progress) if isinstance(device, BrowserDevice) else progress,
                 formats=session.formats,
             )
             return Benched(place, result, taken_up=device.resumed)

@@ -67,6 +67,7 @@ class Block:
             gives no more.
         clock_before_s, clock_after_s: the fixed loop of dependent additions, before and after; empty where the tool
             has none.
+        runs_per_sample: inferences of which one time is the mean, where a clock is too coarse for one.
         rejected: a block with a steadier clock, or one that was not throttled, took its place.
         evicted_bytes: of the buffer that emptied the caches; None for warm latency.
         temperature_c: before and after.
@@ -82,6 +83,7 @@ class Block:
     clock_before_s: tuple[float, ...]
     clock_after_s: tuple[float, ...]
     load: Load
+    runs_per_sample: int = 1
     rejected: bool = False
     evicted_bytes: int | None = None
     temperature_c: tuple[float | None, float | None] = (None, None)
@@ -155,6 +157,8 @@ class VariantResult:
 
     Attributes:
         sustained: of one process that ran back to back for long; empty where it was not asked for.
+        agreement_db: signal to noise ratio of its answers against this machine's, dB, at most 200; None where they were
+            not compared.
     """
 
     name: str
@@ -167,6 +171,7 @@ class VariantResult:
     memory: tuple[Memory, ...]
     counters: tuple[Counter, ...]
     sustained: tuple[Block, ...] = ()
+    agreement_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,8 @@ class Tool:
 
 
 RUNNER = Tool("edgepack runner", "1")
+BROWSER = "browser"
+"""Name of the tool where a browser measured."""
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,8 @@ def _problems_of_times(result: BenchResult) -> Iterator[str]:
     for variant in result.variants:
         if not any(not block.rejected for block in variant.warm):
             yield f"variant {variant.name}: no warm latency"
+        if variant.agreement_db is not None and abs(variant.agreement_db) > MAX_AGREEMENT_DB:
+            yield f"variant {variant.name}: an agreement of {variant.agreement_db:g} dB"
         for block in (*variant.warm, *variant.cold, *variant.sustained):
             yield from (f"variant {variant.name}: round {block.round}: {problem}" for problem in block_problems(block))
         for memory in variant.memory:
@@ -191,6 +193,8 @@ def block_problems(block: Block) -> Iterator[str]:
     positive = all(min(values, default=1.0) > 0 for values in (block.latency_s, *clocks))
     if not block.latency_s or not positive or block.runs < 1 or len({bool(clock) for clock in clocks}) > 1:
         yield "expected positive times"
+    if not 1 <= block.runs_per_sample <= block.runs:
+        yield f"{block.runs_per_sample} of {block.runs} runs in one time"
     if max(len(block.latency_s), *map(len, clocks)) > MAX_SAMPLES:
         yield f"over {MAX_SAMPLES} times"
     if not all(map(_temperature, block.temperature_c)):

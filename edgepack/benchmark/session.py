@@ -172,7 +172,10 @@ def bench_variants(
         conditions=conditions,
         import_only=import_only,
         counters_unavailable=why.pop(COUNTERS, refused),
-        variants=tuple(_result(variant, entry) for variant, entry in zip(variants, entries, strict=True)),
+        variants=tuple(
+            _result(variant, entry, rig.told.agreement_db.get(entry.path))
+            for variant, entry in zip(variants, entries, strict=True)
+        ),
         methods=methods(conditions, asked),
         not_measured=why,
         start_temperature_c=started_c,
@@ -192,7 +195,7 @@ def _sound(result: BenchResult, device: Device) -> BenchResult:
     return result
 
 
-def _result(variant: Variant, raw: Entry) -> VariantResult:
+def _result(variant: Variant, raw: Entry, agreement_db: float | None) -> VariantResult:
     return VariantResult(
         name=variant.name,
         format=variant.format,
@@ -204,6 +207,7 @@ def _result(variant: Variant, raw: Entry) -> VariantResult:
         memory=tuple(raw.memory),
         counters=raw.counters,
         sustained=tuple(raw.sustained),
+        agreement_db=agreement_db,
     )
 
 
@@ -235,10 +239,10 @@ def _require_runtime(
     fmt: Format, device: Device, report: Mapping[str, Any], facts: DeviceFacts, target: Target
 ) -> None:
     """The runner takes the first runtime of a format that imports; it must not be one that the target fails on. Where
-    tools stand in for the runner, they stand in the place of runtimes.
+    tools or a browser stand in for the runner, they stand in the place of runtimes.
     """
     by_tools = device.modes != EVERY_MODE
-    serving = (FACTS[fmt].tool,) if by_tools else FACTS[fmt].runtimes
+    serving = (FACTS[fmt].tool, FACTS[fmt].browser_package) if by_tools else FACTS[fmt].runtimes
     for name in serving:
         version = facts.runtimes.get(name)
         if version is None:

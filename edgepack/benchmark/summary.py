@@ -6,8 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 
+from edgepack import units
 from edgepack.benchmark.conditions import like_conditions
-from edgepack.benchmark.results import LOCAL, RUNNER, BenchResult, Block, Counter, Snapshot, VariantResult, latencies
+from edgepack.benchmark.results import (
+    BROWSER,
+    LOCAL,
+    RUNNER,
+    BenchResult,
+    Block,
+    Counter,
+    Snapshot,
+    VariantResult,
+    latencies,
+)
 from edgepack.benchmark.stats import Comparison, Summary, compare, summarize
 from edgepack.model.scheme import Format
 
@@ -201,6 +212,9 @@ def _of_session(result: BenchResult) -> Iterator[str]:
     conditions = result.conditions
     if conditions.quick:
         yield "quick run: short and few measurements"
+    if any(tool.name == BROWSER for tool in conditions.tools.values()):
+        yield f"measured in {conditions.device.title}: to be compared with figures of browsers only"
+        return
     if not conditions.native:
         yield f"measured on {conditions.device.title}, not on {conditions.target}"
     slow = [name for name in conditions.governors if name != "performance"]
@@ -218,6 +232,8 @@ def _of_session(result: BenchResult) -> Iterator[str]:
 
 def _of_blocks(result: BenchResult, variant: VariantResult) -> Iterator[str]:
     kept = _kept(variant)
+    if variant.agreement_db is not None:
+        yield f"the answers of {variant.file} agree with this machine's: {units.agreement(variant.agreement_db)}"
     if any(block.is_mean for block in kept):
         tool = result.conditions.tool(variant.format).title
         yield f"{tool} gives one mean per process: p50 and p90 are of these means"

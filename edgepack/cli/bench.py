@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,6 +68,12 @@ def bench(
     perf_test: Annotated[
         Path | None, typer.Option("--perf-test", help="onnxruntime_perf_test, for devices without Python.")
     ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser", help="Measure in a browser that opens a page of this machine.")
+    ] = False,
+    lan: Annotated[
+        bool, typer.Option("--lan", help="With --browser, let phones in the same network open the page.")
+    ] = False,
     targets_file: TargetsFile = None,
     *,
     output: Renderer,
@@ -83,6 +90,8 @@ def bench(
     Example: edgepack bench dist/mnist-mlp.host --quick
 
     Example: edgepack bench dist/mnist-mlp.rpi4 --target rpi4 --host pi@raspberrypi.local --install
+
+    Example: edgepack bench dist/mnist-mlp.pixel6a --target pixel6a --browser --lan
 
     Example: edgepack bench dist/mnist-mlp.rpi4 --target rpi4 --emulate
     """
@@ -104,6 +113,9 @@ def bench(
         fresh,
         benchmark_model,
         perf_test,
+        browser,
+        lan,
+        _announce,
     )
     if emulate:
         _require_countable(options, measured=quick or sustained)
@@ -117,11 +129,20 @@ def bench(
         _measure(session, chosen, options, output)
 
 
+def _announce(address: str) -> None:
+    """The address of the page, and its QR code where a phone can be held to the terminal."""
+    typer.echo(f"open {address}", err=True)
+    if sys.stderr.isatty():
+        import segno
+
+        segno.make(address).terminal(out=sys.stderr, compact=True)
+
+
 def _require_countable(options: ConnectOptions, *, measured: bool) -> None:
     from edgepack.errors import UsageError
 
-    if options.local or options.hosts or options.serials:
-        raise UsageError("--emulate excludes --local, --host and --adb")
+    if options.local or options.hosts or options.serials or options.browser:
+        raise UsageError("--emulate excludes --local, --host, --adb and --browser")
     if measured:
         hint = "leave them out"
         raise UsageError("--quick and --sustained are for a measurement; --emulate counts, and has none", hint=hint)

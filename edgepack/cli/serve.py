@@ -35,8 +35,9 @@ def serve(
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder", hint="give the folder that holds the packs, such as dist")
+    from edgepack.listen import address_of, listening
     from edgepack.report.report import Report
-    from edgepack.report.serve import Served, address_of, application, listening, serve_until_interrupted
+    from edgepack.report.serve import Served, application, serve_until_interrupted
 
     served = Served(folder, targets_file)
     application(served)  # what is missing is said before a port is taken

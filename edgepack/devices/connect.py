@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from edgepack.errors import UsageError
 from edgepack.targets.target import Target
 from edgepack.workspace import Progress, silent
 
-Kind = Literal["local", "ssh", "adb"]
+Kind = Literal["local", "ssh", "adb", "browser"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Place:
     @property
     def title(self) -> str:
         """For messages."""
-        return {"local": "this machine", "ssh": self.address, "adb": f"adb {self.address}"}[self.kind]
+        titles = {"local": "this machine", "browser": "a browser", "ssh": self.address, "adb": f"adb {self.address}"}
+        return titles[self.kind]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class ConnectOptions:
         install: make edgepack's environment there first.
         fresh: measure again what a session that was cut left there.
         benchmark_model, perf_test: tools for devices without Python, built for their architecture.
+        browser: whatever opens the page that is served then.
+        lan: others in the network may open it as well.
+        announce: told its address.
     """
 
     hosts: Sequence[str] = ()
@@ -60,6 +64,9 @@ class ConnectOptions:
     fresh: bool = False
     benchmark_model: Path | None = None
     perf_test: Path | None = None
+    browser: bool = False
+    lan: bool = False
+    announce: Callable[[str], None] = print
 
 
 def places(targets: Sequence[Target], options: ConnectOptions) -> list[Place]:
@@ -72,6 +79,12 @@ def places(targets: Sequence[Target], options: ConnectOptions) -> list[Place]:
     Raises:
         UsageError: the numbers do not fit, a device is named twice, or options exclude each other.
     """
+    if options.browser:
+        if options.local or options.hosts or options.serials:
+            raise UsageError("--browser excludes --local, --host and --adb")
+        return [Place("browser", "", target) for target in _one(targets, "--browser")]
+    if options.lan:
+        raise UsageError("--lan is for --browser: who else in the network may open its page")
     if options.local:
         if options.hosts or options.serials:
             raise UsageError("--local excludes --host and --adb")
@@ -145,6 +158,12 @@ def connected(place: Place, options: ConnectOptions, progress: Progress = silent
 
     if place.kind == "local":
         yield LocalDevice()
+        return
+    if place.kind == "browser":
+        from edgepack.devices.browser import opened_browser
+
+        with opened_browser(lan=options.lan, announce=options.announce, progress=progress) as browser:
+            yield browser
         return
     with connected_remote(place, options, progress) as device:
         if options.benchmark_model or options.perf_test:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from edgepack.errors import PackError, UsageError, install_hint
+from edgepack.errors import PackError
+from edgepack.listen import LOOPBACK, asked_for, needs
 from edgepack.pack.folder import MANIFEST, RESULTS
 from edgepack.report.comparison import Compared, compare_packs, comparison_report
 from edgepack.report.render import html
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MOST = 200
 """Packs on one page."""
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -103,15 +102,11 @@ def application(served: Served, names: tuple[str, ...] = LOOPBACK) -> Starlette:
         from starlette.responses import HTMLResponse, PlainTextResponse
         from starlette.routing import Route
     except ImportError as err:
-        raise _missing(err) from err
-
-    def asked_well(request: Request) -> bool:
-        reached = request.scope.get("server") or ("", 0)
-        return urlsplit(f"//{request.headers.get('host', '')}").hostname in (*names, reached[0])
+        raise needs(err, "edgepack serve") from err
 
     def guarded(answer: Callable[[], Response]) -> Callable[[Request], Response]:
         def handler(request: Request) -> Response:
-            if not asked_well(request):
+            if not asked_for(request, names):
                 return PlainTextResponse("this host is not served here\n", 421, HEADERS)
             return answer()
 
@@ -120,20 +115,6 @@ def application(served: Served, names: tuple[str, ...] = LOOPBACK) -> Starlette:
     page = guarded(lambda: HTMLResponse(served.page(), headers=HEADERS))
     state = guarded(lambda: PlainTextResponse(served.state, headers=HEADERS))
     return Starlette(routes=[Route("/", page), Route("/state", state)])
-
-
-def listening(address: str, port: int) -> socket.socket:
-    """A socket that listens there; any free one where `port` is 0.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    try:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        return socket.create_server((address, port), family=family)
-    except OSError as err:
-        hint = "give another --port, or --port 0 for any that is free; --bind takes an address of this machine"
-        raise UsageError(f"cannot listen at {address} port {port}: {err.strerror or err}", hint=hint) from err
 
 
 def serve_until_interrupted(served: Served, listener: socket.socket) -> None:
@@ -145,17 +126,7 @@ def serve_until_interrupted(served: Served, listener: socket.socket) -> None:
     try:
         import uvicorn
     except ImportError as err:
-        raise _missing(err) from err
+        raise needs(err, "edgepack serve") from err
     names = (*LOOPBACK, socket.gethostname().lower())
     config = uvicorn.Config(application(served, names), log_level="warning", lifespan="off", ws="none")
     uvicorn.Server(config).run(sockets=[listener])
-
-
-def address_of(listener: socket.socket) -> str:
-    """Where a browser finds it."""
-    address, port = listener.getsockname()[:2]
-    return f"http://{f'[{address}]' if ':' in address else address}:{port}/"
-
-
-def _missing(err: ImportError) -> UsageError:
-    return UsageError(f"edgepack serve needs {err.name}, which is not installed", hint=install_hint("serve"))

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from edgepack.report.serve import Served, address_of, application, listening
+from edgepack.listen import address_of, listening
+from edgepack.report.serve import Served, application
 
 
 @contextmanager

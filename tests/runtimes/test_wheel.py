@@ -77,6 +77,16 @@ def test_the_wheel_holds_the_package_and_the_shipped_files_and_nothing_else(whee
     assert names == python | shipped | tables
 
 
+def test_without_the_runtimes_of_the_page_there_is_no_wheel(source: Path, tmp_path: Path) -> None:
+    part = tmp_path / "edgepack"
+    vendor = shutil.ignore_patterns("vendor", "emulator")
+    shutil.copytree(source, part, ignore=vendor)
+    code = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=part, timeout=300)
+    assert done.returncode != 0
+    assert "Fetch them: make vendor" in done.stderr
+
+
 def test_an_installed_edgepack_finds_what_it_shipped(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (

@@ -17,6 +17,7 @@ FACTS = Facts(
     runtimes=("onnxruntime",),
     tested="1.31.1",
     tool="onnxruntime_perf_test",
+    browser_package="onnxruntime-web",
     timed_call="InferenceSession.run_with_iobinding",
     call_instructions=22000,
     float_values=(2.0, 5.0),

@@ -22,6 +22,7 @@ FACTS = Facts(
     runtimes=("ai-edge-litert", "tflite-runtime"),
     tested="2.3.0",
     tool="benchmark_model",
+    browser_package="@litertjs/core",
     timed_call="Interpreter.invoke",
     call_instructions=5500,
     float_values=(2.0, 5.0),
