@@ -30,9 +30,6 @@ CLEARLY = 0.9
 """A measured scheme displaces a preferred one only when its latency is below this share: noise must not flip a
 build."""
 
-NOTICEABLE, CHANCE = 0.03, 0.01
-"""Where files lie in memory alone makes one per cent or two."""
-
 ROUNDS = 15
 ROUND_S = 0.01
 """Of one turn of one file. What else runs on a machine takes it for milliseconds at a time: it falls on few of the
@@ -177,18 +174,6 @@ def _median_s(run: Callable[[], object], calls: int) -> float:
         run()
         spent.append(time.perf_counter() - start)
     return median(spent)
-
-
-def slower_by(turns_s: Sequence[float], others_s: Sequence[float]) -> float:
-    """The share by which one file is slower than another in turns with it; 0 where that is within `NOTICEABLE`, or
-    chance (Wilcoxon's signed-rank test)."""
-    shares = [one / other - 1 for one, other in zip(turns_s, others_s, strict=True)]
-    by = median(shares)
-    if by <= NOTICEABLE:
-        return 0.0
-    from scipy.stats import wilcoxon
-
-    return by if wilcoxon(shares, alternative="greater").pvalue < CHANCE else 0.0
 
 
 def fastest(candidates: Sequence[Named], latency_s: Mapping[Named, float]) -> Named:

@@ -1,11 +1,10 @@
-"""The dense baselines, and the promise: a pack is never larger, nor measurably slower, than the int8 one."""
+"""The dense baselines, and the promise: a pack is never larger, slower or less accurate than the int8 one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from edgepack.backends.backend import Writer
@@ -24,6 +23,7 @@ from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.latency_estimates import LatencyEstimates
 from edgepack.pipeline.options import BuildOptions
+from edgepack.pipeline.speed import speed_against
 from edgepack.plan.candidates import break_even_rank
 from edgepack.units import seconds, size
 from edgepack.workspace import Keyed, Step, Workspace, file_bytes, file_digest
@@ -132,9 +132,10 @@ def make_baseline(evaluator: Evaluator, files: Writer, estimates: LatencyEstimat
     )
 
 
-def _is_smaller(path: Path, fp32: Path) -> bool:
-    """Whether a quantizer found anything to store in fewer bits: it may pass over all that stands in branches."""
-    return file_bytes(path) < file_bytes(fp32)
+def _is_smaller(path: Path, other: Path) -> bool:
+    """Of a dense file, whether a quantizer found anything to store in fewer bits: it may pass over all that stands in
+    branches."""
+    return file_bytes(path) < file_bytes(other)
 
 
 def _stated(evaluator: Evaluator, path: Path, fmt: Format) -> Drop | None:
@@ -168,16 +169,26 @@ def is_automatic(options: BuildOptions) -> bool:
     return options.rank == "auto" and options.precision in ("auto", "int8") and not asked
 
 
-def fall_back_to_int8(evaluator: Evaluator, files: Writer, trial: FileTrial, baseline: Baseline) -> FileTrial:
-    """The trial, or the dense int8 baseline in its place where it is larger, loses too much, or is measured
-    slower here. What was asked for by the user stands, with a line that says what dense int8 has over it."""
-    if not baseline.is_rival or not _fits(evaluator, baseline.int8, trial.fmt):
+def fall_back_to_int8(
+    evaluator: Evaluator, files: Writer, trial: FileTrial, baseline: Baseline, estimates: LatencyEstimates
+) -> FileTrial:
+    """The trial, or the dense int8 baseline in its place where it is larger, slower, or loses too much. What was asked
+    for by the user stands, with a line that says what dense int8 has over it."""
+    if not _is_rival(evaluator, trial, baseline) or not _fits(evaluator, baseline.int8, trial.fmt):
         return trial
-    reason = _broken(evaluator, trial, baseline)
+    reason = _lossier(evaluator, trial, baseline) or _larger(trial, baseline)
+    stands = not is_automatic(evaluator.options)
+    if reason is None:
+        reason = _slower(evaluator, files, trial, baseline, estimates)
+        stands = stands or (evaluator.aim == "size" and _is_smaller(trial.path, baseline.int8))
     if reason is None:
         return trial
-    if is_automatic(evaluator.options):
-        return _dense(evaluator, files, baseline.scheme, baseline.int8, reason)
+    if not stands:
+        dense = _dense(evaluator, files, baseline.scheme, baseline.int8, reason)
+        if dense.sound:
+            return dense
+        evaluator.workspace.warn(f"{trial.fmt}: {reason}; it is kept, for dense int8 is not proved: {dense.failure}")
+        return trial
     evaluator.workspace.warn(f"{trial.fmt}: {reason}; it is kept, since its options ask for it")
     return trial
 
@@ -204,55 +215,50 @@ def no_worse_than_source(evaluator: Evaluator, files: Writer, trial: FileTrial, 
     return trial
 
 
-def warn_of_clash(evaluator: Evaluator, trial: FileTrial, baseline: Baseline, estimates: LatencyEstimates) -> None:
+def warn_of_clash(
+    evaluator: Evaluator, files: Writer, trial: FileTrial, baseline: Baseline, estimates: LatencyEstimates
+) -> None:
     """Say where the halves of the promise exclude each other: of a model that was given in fewer bytes than dense int8
     has, no file was found that is no larger than that and no slower than dense int8."""
     given, rival, planned = (file_bytes(path) for path in (baseline.fp32, baseline.int8, trial.path))
     kept = is_automatic(evaluator.options) and baseline.is_rival and planned <= given
-    if not (kept and baseline.in_integers and given < rival):
+    if not (kept and given < rival):
         return
-    if evaluator.measures_here:
-        turns = evaluator.turns_s({"pack": trial.path, "dense int8": baseline.int8}, trial.fmt)
-        slower = bool(model.slower_by(turns["pack"], turns["dense int8"]))
-        own_s, dense_s, by = median(turns["pack"]), median(turns["dense int8"]), model.MEASURED
-    else:
-        predicted = [_predicted_s(plan, trial.scheme, estimates) for plan in trial.layers]
-        dense = estimates.dense_latency_s(baseline.scheme)
-        if dense is None or None in predicted:
-            return
-        own_s, dense_s = sum(one for one in predicted if one is not None), dense
-        slower, by = own_s > dense_s * (1 + model.NOTICEABLE), f"its layers by the {estimates.source_name(trial.fmt)}"
-    if slower:
+    speed = speed_against(evaluator, files, trial, baseline.int8, baseline.scheme, estimates)
+    if speed is not None and not speed.keeps_pace(is_smaller=True):
         evaluator.workspace.warn(
             f"{trial.fmt}: no file was found that is no larger than the model as it was given ({size(given)}) and no "
-            f"slower than dense int8 ({seconds(dense_s)}, {size(rival)}): size wins, the pack has {size(planned)} and "
-            f"takes {seconds(own_s)} ({by})"
+            f"slower than dense int8 ({seconds(speed.other_s)}, {size(rival)}): size wins, the pack has "
+            f"{size(planned)} and takes {seconds(speed.latency_s)} ({speed.by})"
         )
 
 
-def _predicted_s(plan: LayerPlan, scheme: FileScheme, estimates: LatencyEstimates) -> float | None:
-    """Of one layer; None where the source of costs has nothing on it."""
-    if plan.predicted is not None:
-        return plan.predicted.latency_s
-    estimate = estimates.estimate(plan.layer, plan.structure, plan.scheme_in(scheme))
-    return None if estimate is None else estimate.latency_s
+def _is_rival(evaluator: Evaluator, trial: FileTrial, baseline: Baseline) -> bool:
+    """Whether the int8 file seems to keep the allowed drop, or the planned one does not either."""
+    limit, stated = evaluator.options.drop_limit, trial.stated
+    return baseline.is_rival or (limit is not None and stated is not None and stated.value > limit)
 
 
-def _broken(evaluator: Evaluator, trial: FileTrial, baseline: Baseline) -> str | None:
-    """What the dense int8 file has over the planned one; None where that has it all."""
-    if not trial.within(evaluator.options.drop_limit):
-        dense = baseline.int8_drop if baseline.int8_stated is None else baseline.int8_stated
-        if _lost(dense) <= trial.lost:
-            return f"the best plan may drop {trial.lost:.2f}, dense int8 {_lost(dense):.2f}"
+def _lossier(evaluator: Evaluator, trial: FileTrial, baseline: Baseline) -> str | None:
+    """Why the planned file loses too much; None where it does not, or dense int8 loses even more."""
+    dense = baseline.int8_drop if baseline.int8_stated is None else baseline.int8_stated
+    if trial.within(evaluator.options.drop_limit) or _lost(dense) > trial.lost:
+        return None
+    return f"the best plan may drop {trial.lost:.2f}, dense int8 {_lost(dense):.2f}"
+
+
+def _larger(trial: FileTrial, baseline: Baseline) -> str | None:
     planned, rival = file_bytes(trial.path), file_bytes(baseline.int8)
-    if planned > rival:
-        return f"the planned file has {planned} bytes, dense int8 {rival}"
-    if evaluator.measures_here and evaluator.aim != "size":
-        turns = evaluator.turns_s({"pack": trial.path, "dense int8": baseline.int8}, trial.fmt)
-        by = model.slower_by(turns["pack"], turns["dense int8"])
-        if by:
-            return f"the plan took {1 + by:.2f} times as long as dense int8 here"
-    return None
+    return f"the planned file has {planned} bytes, dense int8 {rival}" if planned > rival else None
+
+
+def _slower(
+    evaluator: Evaluator, files: Writer, trial: FileTrial, baseline: Baseline, estimates: LatencyEstimates
+) -> str | None:
+    speed = speed_against(evaluator, files, trial, baseline.int8, baseline.scheme, estimates)
+    if speed is None or speed.keeps_pace(is_smaller=_is_smaller(trial.path, baseline.int8)):
+        return None
+    return f"the plan takes {speed.ratio:.2f} times as long as dense int8 ({speed.by})"
 
 
 def dense_instead(evaluator: Evaluator, files: Writer, baseline: Baseline, reason: str) -> FileTrial:

@@ -246,9 +246,9 @@ def _choose(ready: Prepared) -> Chosen:
                     start=start,
                 )
                 start = found.loss
-            trial = fall_back_to_int8(ready.evaluator, files, found.found.trial, baseline)
+            trial = fall_back_to_int8(ready.evaluator, files, found.found.trial, baseline, ready.estimates)
             trials[fmt] = no_worse_than_source(ready.evaluator, files, trial, baseline)
-            warn_of_clash(ready.evaluator, trials[fmt], baseline, ready.estimates)
+            warn_of_clash(ready.evaluator, files, trials[fmt], baseline, ready.estimates)
             planned[fmt] = found
     warn_of_refused(left_out, trials, ready.evaluator.workspace)
     images = _images(ready, trials) if options.archive else {}

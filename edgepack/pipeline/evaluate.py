@@ -12,7 +12,7 @@ from edgepack.backends.backend import THREADS, Session, Writer
 from edgepack.backends.registry import FACTS
 from edgepack.backends.runtime import answers, load
 from edgepack.backends.schemes import CONSTEXPR, FP32
-from edgepack.data import Samples
+from edgepack.data import Samples, example
 from edgepack.metrics.choose import choose
 from edgepack.metrics.drop import Drop, Scale
 from edgepack.metrics.values import sqnr_db
@@ -172,6 +172,10 @@ class FileEvaluator:
             *self._static_proofs(files, contents, plan, factors, scheme, path),
         )
         return FileTrial(files.fmt, scheme, path, plan, proofs, self.validation.drop_of(path, files.fmt, outputs))
+
+    def example(self, seed: int) -> dict[str, Array]:
+        """One run's inputs, by the names of the model's: the first samples."""
+        return example(self.validation.samples, self._opened.inputs, seed)
 
     def drop_of(self, path: Path, fmt: Format) -> Drop:
         """Drop of a file on the validation samples, without its proofs.

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from edgepack.backends.backend import Writer
 from edgepack.backends.registry import FACTS
 from edgepack.backends.schemes import DENSE_INT8, FP32, SCHEMES
 from edgepack.cost.measure import measure_points, points_for
@@ -190,6 +191,13 @@ class LatencyEstimates:
                         points.append(_point(scheme, one, ops))
         missing = [point for point in dict.fromkeys(points) if point not in self._known]
         self._known.update(zip(missing, estimates_of(self.sources[scheme.backend], missing, self.sheet), strict=True))
+
+
+def scheme_held(files: Writer, layer: Layer, scheme: Scheme) -> Scheme:
+    """What a dense layer gets in a file of a scheme: that, or one of as many bits that its kind has."""
+    suited = (one for one in files.layer_schemes() if one.bits == scheme.bits)
+    able = (one for one in (scheme, *suited) if files.supports(layer, DENSE, one) is None)
+    return next(able, scheme)
 
 
 def as_written(layer: Layer, op: Op) -> Op:

@@ -13,15 +13,14 @@ from edgepack.cost.sizes import resident_bytes, size_bytes
 from edgepack.errors import BudgetError
 from edgepack.metrics.drop import Drop
 from edgepack.model.kinds import kind_of
-from edgepack.model.layer import Layer
-from edgepack.model.scheme import FileScheme, Format, Scheme
+from edgepack.model.scheme import INT8_BITS, FileScheme, Format, Scheme
 from edgepack.model.structure import DENSE
 from edgepack.model.types import LayerPlan
 from edgepack.pipeline.baselines import Baseline, is_automatic, peak_ram_bytes
 from edgepack.pipeline.candidates import LayerCandidates
 from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
-from edgepack.pipeline.latency_estimates import LatencyEstimates
+from edgepack.pipeline.latency_estimates import LatencyEstimates, scheme_held
 from edgepack.pipeline.options import BuildOptions
 from edgepack.plan.candidates import file_label
 from edgepack.plan.explain import arrangement
@@ -63,7 +62,7 @@ def measure_rest(
     scheme = plain_scheme(evaluator.options, files)
     path = evaluator.workspace.folder / f"rest.{files.fmt}"
     files.write({}, scheme, path)
-    plain = {layer.name: _plain(files, layer, scheme.layers) for layer in evaluator.layers}
+    plain = {layer.name: scheme_held(files, layer, scheme.layers) for layer in evaluator.layers}
     sizes = {
         layer.name: size_bytes(plain[layer.name], kind_of(layer).ops(layer, DENSE, 1), layer.bias)
         for layer in evaluator.layers
@@ -84,13 +83,6 @@ def measure_rest(
         latency_s += estimates.convolutions_s(files.fmt, backend(files.fmt).convolutions(path))
     path.unlink()
     return Rest(rest, ram, latency_s)
-
-
-def _plain(files: Writer, layer: Layer, scheme: Scheme) -> Scheme:
-    """What a layer gets in a file of a scheme: that, or one of as many bits that its kind has."""
-    suited = (one for one in files.layer_schemes() if one.bits == scheme.bits)
-    able = (one for one in (scheme, *suited) if files.supports(layer, DENSE, one) is None)
-    return next(able, scheme)
 
 
 def user_bounds(options: BuildOptions, rest: Rest) -> Bounds:
@@ -125,18 +117,22 @@ def bounds_of_dense_int8(
     ]
     own = sum(min(sizes, default=0) for sizes in dense)
     int8_bounds = max(baseline.fallback_bytes - rest.size_bytes, own)
-    fast = [
-        [
-            c.latency_s
-            for c in layer_candidates.candidates
-            if c.structure.is_dense and c.alternative is None and c.scheme.bits == 8
-        ]
-        for layer_candidates in all_candidates
-    ]
-    latency_s = sum(map(min, fast)) if all(fast) else None
+    fast = [_dense_int8_s(layer_candidates, baseline.scheme) for layer_candidates in all_candidates]
+    known = [latency for latency in fast if latency is not None]
+    latency_s = sum(known) if len(known) == len(fast) else None
     return replace(
         bounds, size_bytes=_least(int8_bounds, bounds.size_bytes), latency_s=_least(latency_s, bounds.latency_s)
     )
+
+
+def _dense_int8_s(layer_candidates: LayerCandidates, scheme: Scheme) -> float | None:
+    """Seconds of a dense layer in the scheme of the int8 file, or in the fastest of 8 bits where it has not that."""
+    own = {
+        c.scheme: c.latency_s
+        for c in layer_candidates.candidates
+        if c.structure.is_dense and c.alternative is None and c.scheme.bits == INT8_BITS
+    }
+    return own.get(scheme, min(own.values(), default=None))
 
 
 def _least(one: float | None, other: float | None) -> float | None:

@@ -8,9 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, NBITS4
 from edgepack.cost.model import CLEARLY, MEASURED, STATED
 from edgepack.errors import ModelError
 from edgepack.metrics.drop import Drop
@@ -19,8 +22,10 @@ from edgepack.pipeline.baselines import Baseline, fall_back_to_int8, is_automati
 from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.prepare import Prepared
+from edgepack.pipeline.speed import SPEED, Speed
+from edgepack.workspace import Cache
 from tests.linear_plans import linear_plan
-from tests.pipeline.small_builds import options, working_in
+from tests.pipeline.small_builds import CLASSES, FEATURES, options, working_in
 
 INT8 = (INT8_DYNAMIC, INT8_STATIC)
 
@@ -190,7 +195,7 @@ def rival(ready: Prepared, evaluator: Evaluator) -> Baseline:
 
 def kept(ready: Prepared, evaluator: Evaluator, rival: Baseline, made: FileTrial, **changes: Any) -> FileTrial:
     own = replace(evaluator, options=replace(evaluator.options, **changes))
-    return fall_back_to_int8(own, ready.files["onnx"], made, rival)
+    return fall_back_to_int8(own, ready.files["onnx"], made, rival, ready.estimates)
 
 
 def test_a_smaller_file_stays(ready: Prepared, evaluator: Evaluator, rival: Baseline) -> None:
@@ -238,21 +243,103 @@ def test_a_rival_over_the_budget_and_what_was_asked_for_change_nothing(
     assert kept(ready, evaluator, rival, made, rank=8) is made
 
 
-@pytest.mark.parametrize(("ratio", "stays"), [(0.8, True), (1.02, True), (1.05, False), (1.5, False)])
+def timed_as(monkeypatch: pytest.MonkeyPatch, ratio: float, width: float = 0.01) -> None:
+    """Files of plans take so many times as long as dense int8, with an interval of that half width."""
+    found = Speed(ratio, 1.0, ratio, ratio - width, ratio + width, MEASURED)
+    monkeypatch.setattr("edgepack.pipeline.speed.SPEED", replace(SPEED, run=lambda _: found))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "width", "changes", "stays"),
+    [
+        (0.8, 0.01, {}, True),
+        (1.0, 0.1, {}, True),
+        (1.05, 0.1, {}, False),
+        (1.5, 0.01, {}, False),
+        (1.5, 0.01, {"optimize": "size"}, True),
+        (1.5, 0.01, {"rank": 8}, True),
+    ],
+    ids=["faster", "perhaps", "perhaps not", "slower", "the size was asked for", "the rank was asked for"],
+)
 def test_on_this_machine_a_slower_file_gives_way(
-    ready: Prepared, evaluator: Evaluator, rival: Baseline, monkeypatch: pytest.MonkeyPatch, ratio: float, stays: bool
+    ready: Prepared,
+    evaluator: Evaluator,
+    rival: Baseline,
+    monkeypatch: pytest.MonkeyPatch,
+    ratio: float,
+    width: float,
+    changes: dict[str, Any],
+    stays: bool,
 ) -> None:
-    monkeypatch.setattr(Evaluator, "turns_s", lambda *_: {"pack": [ratio] * 15, "dense int8": [1.0] * 15})
-    here = options(Path("m.onnx"), "host", data=None)
+    timed_as(monkeypatch, ratio, width)
+    here = options(Path("m.onnx"), "host", data=None, **changes)
+    aim = "size" if changes.get("optimize") == "size" else evaluator.aim
+    made, own = trial(evaluator.workspace.folder, 100), working_in(evaluator.workspace.folder, evaluator, aim=aim)
+    own = replace(own, options=here, workspace=replace(own.workspace, cache=Cache(own.workspace.folder / "cache")))
+    found = fall_back_to_int8(own, ready.files["onnx"], made, rival, ready.estimates)
+    assert (found is made) is stays
+    reason = f"the plan takes {ratio:.2f} times as long as dense int8 (measured on this machine)"
+    if not stays:
+        assert found.layers[0].reason == reason
+    told = [f"onnx: {reason}; it is kept, since its options ask for it"] if changes else []
+    assert list(own.workspace.warnings) == told
+    tight = replace(here, max_size_bytes=50_000)
+    found = fall_back_to_int8(replace(own, options=tight), ready.files["onnx"], made, rival, ready.estimates)
+    assert found is made, "dense int8 would not fit"
+
+
+def chain_of(folder: Path, *weights: np.ndarray, times: int = 1) -> FileTrial:
+    """A file that multiplies by the weights in turn, the first of them so often."""
+    path = folder / f"chain{times}.onnx"
+    names = ["w0"] * times + [f"w{at}" for at in range(1, len(weights))]
+    passed = ["x", *(f"h{at}" for at in range(1, len(names))), "scores"]
+    nodes = [helper.make_node("MatMul", [passed[at], name], [passed[at + 1]]) for at, name in enumerate(names)]
+    sides = {"x": weights[0].shape[0], "scores": weights[-1].shape[1]}
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, side]) for name, side in sides.items()]
+    constants = [numpy_helper.from_array(weight, f"w{at}") for at, weight in enumerate(weights)]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    layer = linear_plan("w1", 4, 4, 1, 1, 0.0, "planned", scheme=FP32)
+    return FileTrial("onnx", FileScheme.of(FP32), path, (layer,), (), drop(0.0))
+
+
+def test_real_files_are_timed_and_the_slower_one_gives_way(
+    ready: Prepared, evaluator: Evaluator, rival: Baseline, classifier: Path
+) -> None:
+    here = replace(evaluator, options=options(classifier, "host", data=None))
+    folder, weights = evaluator.workspace.folder, np.random.default_rng(0).standard_normal((FEATURES, FEATURES))
+    dense = replace(rival, int8=rival.fp32)  # three layers; a smaller file uses one weight again and again
+    much = chain_of(folder, 0.01 * weights.astype(np.float32), times=40)
+    assert much.path.stat().st_size < dense.int8.stat().st_size
+    found = fall_back_to_int8(here, ready.files["onnx"], much, dense, ready.estimates)
+    assert found.path == dense.int8
+    assert "times as long as dense int8 (measured on this machine)" in found.layers[0].reason
+    little = chain_of(folder, np.ones((FEATURES, 4), np.float32), np.ones((4, CLASSES), np.float32))
+    assert fall_back_to_int8(here, ready.files["onnx"], little, dense, ready.estimates) is little
+
+
+@pytest.mark.parametrize(("scheme", "stays"), [(INT8_DYNAMIC, True), (NBITS4, False)])
+def test_elsewhere_a_file_that_is_estimated_slower_gives_way(
+    ready: Prepared, evaluator: Evaluator, rival: Baseline, scheme: Scheme, stays: bool
+) -> None:
+    """In 4 bits ONNX Runtime has no fast kernel on a Raspberry Pi 4."""
     made = trial(evaluator.workspace.folder, 100)
-    found = fall_back_to_int8(replace(evaluator, options=here), ready.files["onnx"], made, rival)
+    layers = tuple(linear_plan(one.name, 4, 4, None, scheme=scheme) for one in evaluator.layers)
+    made = replace(made, layers=layers)
+    dynamic = replace(rival, scheme=INT8_DYNAMIC)
+    found = fall_back_to_int8(evaluator, ready.files["onnx"], made, dynamic, ready.estimates)
     assert (found is made) is stays
     if not stays:
-        assert found.layers[0].reason == f"the plan took {ratio:.2f} times as long as dense int8 here"
-    tight = replace(here, max_size_bytes=50_000)
-    assert fall_back_to_int8(replace(evaluator, options=tight), ready.files["onnx"], made, rival) is made, (
-        "it would not fit"
-    )
+        assert "times as long as dense int8 (by the emulated cost table)" in found.layers[0].reason
+
+
+def test_of_two_files_over_the_budget_the_one_that_loses_more_gives_way(
+    ready: Prepared, evaluator: Evaluator, rival: Baseline
+) -> None:
+    over = replace(rival, int8_drop=drop(2.0), int8_stated=drop(2.0), limit=0.5)
+    worse, better = (trial(evaluator.workspace.folder, 100, lost=lost) for lost in (3.0, 1.0))
+    assert kept(ready, evaluator, over, worse, max_drop=0.5).path == rival.int8
+    assert kept(ready, evaluator, over, better, max_drop=0.5) is better
 
 
 @pytest.mark.parametrize(
@@ -269,12 +356,13 @@ def test_a_source_that_is_smaller_but_slower_than_dense_int8_is_told(
     changes: dict[str, Any],
     said: bool,
 ) -> None:
-    monkeypatch.setattr(Evaluator, "turns_s", lambda *_: {"pack": [ratio] * 15, "dense int8": [1.0] * 15})
+    timed_as(monkeypatch, ratio)
     source = evaluator.workspace.folder / "source.onnx"
     source.write_bytes(bytes(changes.pop("given", 2000)))
     given = replace(rival, fp32=source, in_integers=True)
     here = replace(evaluator, options=options(Path("m.onnx"), "host", data=None, **changes))
-    warn_of_clash(here, trial(evaluator.workspace.folder, 1000), given, ready.estimates)
+    here = replace(here, workspace=replace(here.workspace, cache=Cache(here.workspace.folder / "cache")))
+    warn_of_clash(here, ready.files["onnx"], trial(evaluator.workspace.folder, 1000), given, ready.estimates)
     lines = [line for line in evaluator.workspace.warnings if "size wins" in line]
     assert len(lines) == said
     if said:

@@ -15,6 +15,7 @@ import pytest
 
 from edgepack.backends.onnx import file as onnx_file
 from edgepack.backends.onnx import session as onnx_session
+from edgepack.backends.onnx.schemes import INT8_DYNAMIC
 from edgepack.errors import BudgetError
 from edgepack.pack.manifest import read_manifest
 from edgepack.pipeline import limits, search
@@ -168,7 +169,7 @@ def test_a_file_larger_than_predicted_draws_the_bounds_in(
     evaluator = replace(working_in(tmp_path, ready.evaluator, options=asked), aim="latency")
     if not met:
         monkeypatch.setattr(search, "TIGHTENINGS", 1)
-    rival: Any = SimpleNamespace(fallback_bytes=1_000_000, is_rival=True, is_source=False)
+    rival: Any = SimpleNamespace(fallback_bytes=1_000_000, is_source=False, scheme=INT8_DYNAMIC)
     wide = [
         tuple(one for one in layer_candidates.candidates if not one.scheme.estimated_like)
         for layer_candidates in ready.all_candidates["onnx"]
