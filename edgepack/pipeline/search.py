@@ -14,7 +14,7 @@ from edgepack.backends.registry import TOOLS
 from edgepack.cost import model
 from edgepack.errors import BudgetError, LayerError, ModelError, ProofError
 from edgepack.metrics.drop import Drop
-from edgepack.model.scheme import INT8_BITS, FileScheme, Format
+from edgepack.model.scheme import INT8_BITS, FileScheme, Format, Scheme
 from edgepack.model.structure import DENSE
 from edgepack.model.types import LayerPlan
 from edgepack.pipeline import limits
@@ -24,11 +24,10 @@ from edgepack.pipeline.distill import Outcome
 from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.latency_estimates import LatencyEstimates
-from edgepack.pipeline.options import BuildOptions
 from edgepack.pipeline.pareto import Choice, Corner, LayerPlans, Step, choices, corners, make_front, nearest, worth
-from edgepack.pipeline.tables import as_stored
+from edgepack.pipeline.variants import trial_scheme, variants
 from edgepack.plan.bisect import climb, within
-from edgepack.plan.candidates import base_scheme, exceptions, file_label
+from edgepack.plan.candidates import exceptions, file_label
 from edgepack.plan.explain import arrangement
 from edgepack.plan.solve import Bounds, Infeasible, Quantity
 from edgepack.units import seconds
@@ -80,11 +79,18 @@ class Search:
     """One search in one format."""
 
     def __init__(
-        self, evaluator: Evaluator, files: Writer, rest: limits.Rest, deadline_s: float, start: float | None = None
+        self,
+        evaluator: Evaluator,
+        files: Writer,
+        rest: limits.Rest,
+        deadline_s: float,
+        start: float | None = None,
+        *,
+        rival: Scheme | None = None,
     ) -> None:
         """`rest` is what stands beside the layers, `deadline_s` by `time.monotonic`, `start` a loss near which to look
-        first."""
-        self._evaluator, self._files, self._rest = evaluator, files, rest
+        first, `rival` the scheme of the dense int8 file where plans are compared with it on this machine."""
+        self._evaluator, self._files, self._rest, self._rival = evaluator, files, rest, rival
         self._deadline_s, self._start = deadline_s, start
         self._kept: set[Path] = set()
         self._workspace, self._replacements = evaluator.workspace, evaluator.replacements
@@ -239,7 +245,7 @@ class Search:
     def _trials(self, step: Step, limit: float | None) -> Iterator[FileTrial]:
         """Files of a plan, in the order in which they are wanted; where nothing can be measured the first good one ends
         it."""
-        for scheme, layers in self._variants(step):
+        for scheme, layers in variants(self._evaluator, self._files, step, self._rival):
             trial = self._trial(scheme, layers)
             if trial is None:
                 continue
@@ -291,19 +297,6 @@ class Search:
                 self._workspace.warn(f"{name} stays dense in the {self._files.fmt} file: {why}")
             layers = repaired
         return trial
-
-    def _variants(self, step: Step) -> Iterator[tuple[FileScheme, LayerPlans]]:
-        """Ways to write a file of the plan: with its other weights, and in schemes that only whole files have."""
-        layers = step.layers
-        for file in written_schemes(self._evaluator, self._files, layers, step.tables):
-            yield file, layers
-        small = self._evaluator.aim == "size" or self._evaluator.options.max_size_bytes is not None
-        for scheme in self._files.file_schemes:
-            own = {layer.scheme or scheme for layer in layers}
-            # Such a file may be the fastest of a plan in fewer bits as well, in more bytes than were planned.
-            least = scheme.bits if small else 0
-            if all(least <= each.bits <= scheme.bits and not each.is_constexpr for each in own):
-                yield FileScheme.of(scheme), tuple(replace(layer, scheme=scheme) for layer in layers)
 
 
 def _better(trained: FileTrial, plain: FileTrial) -> bool:
@@ -401,7 +394,8 @@ def plan(
     rest = limits.measure_rest(evaluator, files, estimates, all_candidates)
     bounds = limits.user_bounds(evaluator.options, rest)
     int8_bounds = limits.bounds_of_dense_int8(evaluator, all_candidates, baseline, bounds, rest)
-    search = Search(evaluator, files, rest, deadline_s, start)
+    rival = baseline.scheme if evaluator.measures_here else None
+    search = Search(evaluator, files, rest, deadline_s, start, rival=rival)
     try:
         return _searched(evaluator, search, all_candidates, bounds, int8_bounds, rest)
     except ProofError as err:
@@ -503,44 +497,6 @@ class PlanTrial:
     latency_s: float
     size_bytes: int
     tables: LayerPlans = ()
-
-
-def written_schemes(
-    evaluator: Evaluator, files: Writer, layers: LayerPlans, tables: LayerPlans = ()
-) -> tuple[FileScheme, ...]:
-    """The ways to write the file of a plan, the one to try first in front: as `plain_ways`, before them with embedding
-    tables as they are planned; where they are not, in 4 bits where there are data to measure the accuracy on or 4 bits
-    were asked for. Tables are so where they are in integers."""
-    ways, precision = plain_ways(evaluator.options, files, layers), evaluator.options.precision
-    if tables:
-        planned = [as_stored(way, tables) for way in ways if _has_integer_rows(way)]
-        return tuple(dict.fromkeys((*planned, *ways)))
-    if precision == "int4" or (precision == "auto" and evaluator.file_evaluator.validation.has_data):
-        narrow = [way for way in ways if _has_integer_rows(way)][:1]
-        return (*(replace(way, single=files.tables) for way in narrow if files.tables), *ways)
-    return ways
-
-
-def _has_integer_rows(way: FileScheme) -> bool:
-    return not (way.others.is_float or way.others.is_static)
-
-
-def plain_ways(options: BuildOptions, files: Writer, layers: LayerPlans) -> tuple[FileScheme, ...]:
-    """With its other weights in 8 bits or as they are, by the scheme of its layers; where fp32 was asked for every
-    weight is so."""
-    plain = limits.plain_scheme(options, files)
-    return (plain,) if options.precision == "fp32" else files.rest(base_scheme(layers, plain.layers))
-
-
-def trial_scheme(options: BuildOptions, files: Writer, layers: LayerPlans, tables: LayerPlans = ()) -> FileScheme:
-    """The one of `plain_ways` that a plan is tried in: weights beside linear layers in int8, decoded at load, where
-    there are any, and tables as they are planned.
-
-    Where they are not, tables in 4 bits are tried with the file that is written.
-    """
-    schemes = plain_ways(options, files, layers)
-    found = next((scheme for scheme in reversed(schemes) if scheme.others != scheme.layers), schemes[0])
-    return as_stored(found, tables) if tables and _has_integer_rows(found) else found
 
 
 NARROW = 1024

@@ -16,7 +16,8 @@ from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.limits import Rest
 from edgepack.pipeline.pareto import Step, make_front
 from edgepack.pipeline.prepare import Prepared, prepared
-from edgepack.pipeline.search import plan_trial, trial_scheme
+from edgepack.pipeline.search import plan_trial
+from edgepack.pipeline.variants import trial_scheme
 from edgepack.plan.solve import Bounds, Infeasible
 from edgepack.workspace import Cache, silent
 from tests.pipeline.small_builds import options, working_in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from edgepack.backends.onnx.schemes import FP32
 from edgepack.backends.tflite.read import linear_ops, operators
+from edgepack.backends.tflite.schemes import INT8_STATIC
 from edgepack.distill.budget import Epochs
 from edgepack.model.scheme import FileScheme
 from edgepack.pipeline.build import build
@@ -144,6 +146,22 @@ def test_factors_in_front_of_cells_are_not_trained_and_stop_nothing(tmp_path: Pa
         )
         assert [plan.structure.rank for plan in plans] == [8, None]
         assert ready.evaluator.replacements.distilled(plans, FileScheme.of(FP32)) is None
+
+
+def test_factors_of_a_file_in_integers_stand_in_front_of_the_operator_in_float(tmp_path: Path) -> None:
+    """The first is a product in integers; LiteRT's quantizer leaves the LSTM, which has the second, in float32."""
+    source = write_recurrent(tmp_path, "LSTM")
+    with prepared(options(source, formats=("tflite",), rank=8), Cache(tmp_path / "cache"), silent) as ready:
+        evaluator, files = ready.evaluator, ready.files["tflite"]
+        plans = tuple(
+            planned(one, one.candidates[0], evaluator.analysis.spectra, 0.0) for one in ready.all_candidates["tflite"]
+        )
+        scheme = FileScheme.of(INT8_STATIC)
+        plans = tuple(replace(plan, scheme=INT8_STATIC) for plan in plans)
+        factors = files.takes(evaluator.replacements.factors(plans, scheme))
+        trial = evaluator.file_evaluator.trial(files, plans, factors, scheme, tmp_path / "int8.tflite")
+        assert trial.sound, trial.failure
+        assert {"DEQUANTIZE", "UNIDIRECTIONAL_SEQUENCE_LSTM"} <= {*operators(trial.path)}
 
 
 def test_inspect_reports_all_gates_as_one_matrix(tmp_path: Path) -> None:

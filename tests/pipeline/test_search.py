@@ -18,9 +18,11 @@ from edgepack.backends.onnx.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, TABL
 from edgepack.errors import ModelError, ProofError
 from edgepack.metrics.drop import Drop
 from edgepack.model.kinds.linear import linear_layer
+from edgepack.model.layer import Layer
 from edgepack.model.model import Model
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import FileScheme, Scheme
+from edgepack.model.structure import Structure
 from edgepack.model.types import Aim, LayerPlan, Proof, Spectrum
 from edgepack.pipeline.activations import Covariances, Subject
 from edgepack.pipeline.analysis import Analysis
@@ -89,6 +91,13 @@ class Files:
 
     def takes(self, factors: Mapping[str, Replacement]) -> dict[str, Replacement]:
         return dict(factors)
+
+    def supports(self, layer: Layer, structure: Structure, scheme: Scheme) -> str | None:
+        return "no kernel" if structure.rank == NO_KERNEL else None
+
+
+NO_KERNEL = 16
+"""A rank at which a layer cannot have another scheme than the planned one."""
 
 
 class FileEvaluator:
@@ -502,6 +511,35 @@ def test_on_this_machine_every_variant_of_a_plan_is_measured(tmp_path: Path, mon
     found = Search(evaluator, files, NOTHING_BESIDE, NEVER).run([step(8, 1.0, scheme=INT8_DYNAMIC)], 0.5)
     assert measured.compared == ["int8-dynamic 8", "int8-static 8"]
     assert found.trial.scheme == FileScheme.of(WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("rank", "rival", "changes", "compared"),
+    [
+        (8, INT8_STATIC, {}, ["fp32 8", "int8-static-qdq 8"]),
+        (8, INT8_STATIC, {"precision": "fp32"}, []),
+        (8, FP32, {}, []),
+        (NO_KERNEL, INT8_STATIC, {}, []),
+    ],
+    ids=["measured", "asked for", "the same", "no kernel"],
+)
+def test_on_this_machine_a_plan_is_tried_in_the_scheme_of_dense_int8(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int,
+    rival: Scheme,
+    changes: dict[str, Any],
+    compared: list[str],
+) -> None:
+    """What the estimates say is fastest need not be so: dense int8 was measured."""
+    schemes = (FP32, INT8_STATIC)
+    evaluator = made_evaluator(tmp_path, FileEvaluator({f"{s} {r}": 0.1 for s in schemes for r in (8, 16)}), "host")
+    evaluator = replace(evaluator, options=replace(evaluator.options, **changes))
+    measured = measured_by(monkeypatch, {"fp32 8": 2.0, "int8-static-qdq 8": 1.0})
+    search = Search(evaluator, Files(), NOTHING_BESIDE, NEVER, rival=rival)  # type: ignore[arg-type]
+    found = search.run([step(rank, 1.0, scheme=FP32)], 0.5)
+    assert measured.compared == compared
+    assert found.trial.scheme == FileScheme.of(INT8_STATIC if compared else FP32)
 
 
 @pytest.mark.parametrize("aim", ["balanced", "size"])

@@ -444,6 +444,24 @@ def decoded_by(model: Any, graph: Any) -> dict[int, int]:
     return found
 
 
+def on_other_grids(path: Path | str) -> dict[tuple[int, int], int]:
+    """By subgraph and index, the tensors that are another one's values as QUANTIZE and DEQUANTIZE write them: that one.
+
+    Raises:
+        ModelError: missing, empty, truncated or foreign file.
+    """
+    return read_file(path, _on_other_grids)
+
+
+def _on_other_grids(model: Any) -> dict[tuple[int, int], int]:
+    found: dict[tuple[int, int], int] = {}
+    for index, graph in graphs(model):
+        for each in (graph.Operators(position) for position in range(graph.OperatorsLength())):
+            if op_name(model, each) in ("QUANTIZE", "DEQUANTIZE"):
+                found[index, each.Outputs(0)] = found.get((index, each.Inputs(0)), each.Inputs(0))
+    return found
+
+
 def _linear_op(
     model: Any, graph: Any, operator: Any, name: str, subgraph: int, decoded: Mapping[int, int]
 ) -> TfliteLinear | None:

@@ -272,11 +272,12 @@ class TfliteWriter:
 
     def read(self, path: Path) -> Contents:
         """What the file holds."""
-        from edgepack.backends.tflite.read import constant_vectors
+        from edgepack.backends.tflite.read import constant_vectors, on_other_grids
 
         ops = linear_ops(path)
         weights = {op.buffer: (min(op.weight.shape), max(op.weight.shape), op.bits) for op in ops}
-        return Contents(tuple(sorted(weights.values())), tuple(constant_vectors(path)), _products(ops))
+        products = _products(ops, on_other_grids(path))
+        return Contents(tuple(sorted(weights.values())), tuple(constant_vectors(path)), products)
 
     @cached_property
     def dense_contents(self) -> Contents:
@@ -402,10 +403,12 @@ def _written(
     return Written(schemes, {name: placed[name] for name in factors if name in placed})
 
 
-def _products(ops: Sequence[TfliteLinear]) -> tuple[Product, ...]:
-    """Every operator with those that write its input; views between two of them do not occur in what is emitted."""
+def _products(ops: Sequence[TfliteLinear], other_grids: Mapping[tuple[int, int], int]) -> tuple[Product, ...]:
+    """Every operator with those that write its input, on another grid perhaps: an LSTM in float32 behind a product in
+    integers. Views between two of them do not occur in what is emitted."""
     writers = {(op.subgraph, op.output_index): number for number, op in enumerate(ops)}
-    behind = (writers.get((op.subgraph, op.input_index)) for op in ops)
+    taken = ((op.subgraph, other_grids.get((op.subgraph, op.input_index), op.input_index)) for op in ops)
+    behind = (writers.get(one) for one in taken)
     return tuple(
         Product(
             op.output,
