@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import FP32
+from edgepack.model.kinds.linear import NAME as LINEAR
 from edgepack.model.scheme import FileScheme, Scheme
 from edgepack.model.types import LayerPlan
 from edgepack.pipeline import limits
@@ -21,7 +22,7 @@ def variants(
     evaluator: Evaluator, files: Writer, step: Step, rival: Scheme | None
 ) -> Iterator[tuple[FileScheme, LayerPlans]]:
     """With its other weights, and as a whole in schemes that may be faster than the estimates say: those that only
-    whole files have, and that of dense int8.
+    whole files have, and that of dense int8 where there are other layers than linear ones, which alone were measured.
 
     Args:
         rival: the scheme of dense int8, where files are measured on this machine.
@@ -30,7 +31,8 @@ def variants(
     yield from ((file, step.layers) for file in written)
     small = evaluator.aim == "size" or evaluator.options.max_size_bytes is not None
     chosen = evaluator.options.precision == "auto" and not step.tables
-    rivals = (rival,) if rival is not None and chosen and rival not in files.file_schemes else ()
+    estimated = any(layer.kind != LINEAR or layer.geometry.operator == "Conv" for layer in evaluator.layers)
+    rivals = (rival,) if rival is not None and chosen and estimated and rival not in files.file_schemes else ()
     for scheme in (*files.file_schemes, *rivals):
         own = {layer.scheme or scheme for layer in step.layers}
         # Such a file may be the fastest of a plan in fewer bits as well, in more bytes than were planned.

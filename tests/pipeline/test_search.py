@@ -135,11 +135,16 @@ class FileEvaluator:
 
 
 def made_evaluator(
-    tmp_path: Path, file_evaluator: Any, target: str = "rpi4", max_drop: float = 0.5, progress: Progress = silent
+    tmp_path: Path,
+    file_evaluator: Any,
+    target: str = "rpi4",
+    max_drop: float = 0.5,
+    progress: Progress = silent,
+    layer: Layer = LAYER,
 ) -> Evaluator:
     asked = options(tmp_path / "m.onnx", target, max_drop=max_drop, data=None)
     workspace = Workspace(Cache(tmp_path / "cache"), tmp_path, progress=progress)
-    subject = Subject(Model("m", "onnx", "0" * 64, "onnx", None, (), (LAYER,), {}, None, None), None, "key")
+    subject = Subject(Model("m", "onnx", "0" * 64, "onnx", None, (), (layer,), {}, None, None), None, "key")
     unseen = Covariances(subject, workspace)
     sensitivity = Sensitivity(False, None, dict)
     analysis = Analysis(subject, "svd", {LAYER.name: SPECTRUM}, (), unseen, None, sensitivity, 127, "key")
@@ -514,26 +519,30 @@ def test_on_this_machine_every_variant_of_a_plan_is_measured(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("rank", "rival", "changes", "compared"),
+    ("operator", "rank", "rival", "changes", "compared"),
     [
-        (8, INT8_STATIC, {}, ["fp32 8", "int8-static-qdq 8"]),
-        (8, INT8_STATIC, {"precision": "fp32"}, []),
-        (8, FP32, {}, []),
-        (NO_KERNEL, INT8_STATIC, {}, []),
+        ("Conv", 8, INT8_STATIC, {}, ["fp32 8", "int8-static-qdq 8"]),
+        ("Gemm", 8, INT8_STATIC, {}, []),
+        ("Conv", 8, INT8_STATIC, {"precision": "fp32"}, []),
+        ("Conv", 8, FP32, {}, []),
+        ("Conv", NO_KERNEL, INT8_STATIC, {}, []),
     ],
-    ids=["measured", "asked for", "the same", "no kernel"],
+    ids=["estimated", "measured", "asked for", "the same", "no kernel"],
 )
 def test_on_this_machine_a_plan_is_tried_in_the_scheme_of_dense_int8(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    operator: str,
     rank: int,
     rival: Scheme,
     changes: dict[str, Any],
     compared: list[str],
 ) -> None:
-    """What the estimates say is fastest need not be so: dense int8 was measured."""
+    """What the estimates say is fastest need not be so, but for layers that were measured one by one."""
     schemes = (FP32, INT8_STATIC)
-    evaluator = made_evaluator(tmp_path, FileEvaluator({f"{s} {r}": 0.1 for s in schemes for r in (8, 16)}), "host")
+    drops = FileEvaluator({f"{scheme} {each}": 0.1 for scheme in schemes for each in (8, NO_KERNEL)})
+    layer = linear_layer("fc", LAYER.weights["weight"], None, operator)
+    evaluator = made_evaluator(tmp_path, drops, "host", layer=layer)
     evaluator = replace(evaluator, options=replace(evaluator.options, **changes))
     measured = measured_by(monkeypatch, {"fp32 8": 2.0, "int8-static-qdq 8": 1.0})
     search = Search(evaluator, Files(), NOTHING_BESIDE, NEVER, rival=rival)  # type: ignore[arg-type]
