@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import ModelError
-from edgepack.metrics.values import LEAST_ERROR, sqnr_db
 from edgepack.model.types import Array
 from edgepack.torchgraph.onnx.node import HINT
+from edgepack.torchgraph.parity import PARITY_DB, ROUNDED_DB, difference
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 
     from edgepack.torchgraph.onnx.module import OnnxModule, Step
 
-PARITY_DB = 60.0
-"""Least signal over noise of an output against onnxruntime's: fp32 sums in another order stay far above it, at 100 dB
-and more, but where large numbers cancel."""
-ROUNDED_DB = 30.0
-"""The same where a model rounds what it computes: a value between two codes may get either."""
 _TOPS = (255, 1, 0)
 """Of seeded integers, the largest first: a model may index smaller tables."""
 _Run = tuple[dict[str, Array], list[Any]]
@@ -84,6 +79,7 @@ def onnx_to_program(
         ModelError: names the node that cannot be converted, or says how far the outputs differ and from where on.
     """
     import torch
+    from torch.fx.traceback import preserve_node_meta
 
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="edgepack-onnx-") as name:
@@ -91,7 +87,7 @@ def onnx_to_program(
         module, runs = _built(simple, shapes, samples, path.name)
         inputs = tuple(torch.from_numpy(array) for array in runs[0][0].values())
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), torch.no_grad(), preserve_node_meta():
                 warnings.simplefilter("ignore")
                 program = torch.export.export(module, inputs, strict=False)
         except Exception as err:
@@ -218,9 +214,9 @@ def _prove(simple: _Simplified, module: OnnxModule, program: Any, runs: Sequence
         except (RuntimeError, TypeError, IndexError) as err:
             raise ModelError(f"{name}: what was made of it does not run in torch: {err}", hint=HINT) from err
         for output, want, have in zip(simple.outputs, expected, results, strict=True):
-            if (difference := _difference(np.asarray(want), have, least)) is not None:
+            if (how := _differs(np.asarray(want), have, least)) is not None:
                 first = _first_difference(simple.model, module, inputs, least)
-                raise ModelError(f"{name}: output {output!r} {difference}{first}", hint=HINT)
+                raise ModelError(f"{name}: output {output!r} {how}{first}", hint=HINT)
 
 
 def _session(model: str | bytes) -> Any:
@@ -265,7 +261,7 @@ def _first_difference(model: ModelProto, module: OnnxModule, inputs: Mapping[str
 
     def look(step: Step, values: Sequence[Any]) -> None:
         for name, value in zip(step.names, values, strict=False):
-            if name in expected and _difference(np.asarray(expected[name]), value, least) is not None:
+            if name in expected and _differs(np.asarray(expected[name]), value, least) is not None:
                 found.append(step.node.label)
 
     with torch.no_grad():
@@ -278,17 +274,5 @@ def _rounds(model: ModelProto) -> bool:
     return any(re.search("Quantize|QLinear|QGemm|Integer", node.op_type) for node in model.graph.node)
 
 
-def _difference(want: Array, result: Any, least: float) -> str | None:
-    """How a result differs from onnxruntime's, None where it has at least so many dB of signal over noise."""
-    have: Array = result.numpy()
-    if want.shape != have.shape:
-        return f"has shape {have.shape} in torch, {want.shape} in onnxruntime"
-    want, have = want.astype(np.float64), have.astype(np.float64)
-    wanted, found = (np.where(np.isfinite(each), 0.0, each) for each in (want, have))
-    if not np.array_equal(wanted, found, equal_nan=True):
-        return "is infinite or NaN in only one of torch and onnxruntime"
-    numbers = np.isfinite(want)
-    noise = sqnr_db(have[numbers], want[numbers], LEAST_ERROR)
-    if noise >= least:
-        return None
-    return f"differs from onnxruntime's: {noise:.0f} dB of signal over noise, at least {least:.0f} dB were expected"
+def _differs(want: Array, result: Any, least: float) -> str | None:
+    return difference(want, result.numpy(), least, "torch", "onnxruntime")

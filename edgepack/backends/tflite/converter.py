@@ -28,6 +28,7 @@ from edgepack.model.types import Array
 from edgepack.torchgraph.match import layer_key
 
 _LOG_LINES = 8
+HINT = "replace this operator in the model, or build only the ONNX file (--formats onnx)"
 _Request = tuple[dict[str, Any], Mapping[str, Array], str]
 """What is asked, arrays that go with it, and the field for the path of their file."""
 
@@ -62,7 +63,6 @@ class TfliteEmitter:
         self._process = shared or ConverterProcess()
         self._shared = shared is not None
         self._program: _Request | None = None
-        self._began = False
 
     def __enter__(self) -> TfliteEmitter:
         return self
@@ -76,14 +76,14 @@ class TfliteEmitter:
         """Start the process and return at once; a second call does nothing."""
         self._process.start()
 
-    def begin_program(self, path: Path | str) -> None:
+    def begin_program(self, path: Path | str, samples: Sequence[Mapping[str, Array]] = ()) -> None:
         """Start to convert a program and return at once; `load_program` and the first dense `emit` bring what came of
         it, errors included.
 
         Args:
-            path: as of `load_program`.
+            path, samples: as of `load_program`.
         """
-        self._begin(_program_request(path), {})
+        self._begin(_program_request(path), _numbered(samples))
 
     def begin_onnx(
         self, path: Path | str, shapes: Mapping[str, Sequence[int]], samples: Sequence[Mapping[str, Array]] = ()
@@ -92,19 +92,26 @@ class TfliteEmitter:
         self._begin(_onnx_request(path, shapes), _numbered(samples))
 
     def load_program(
-        self, path: Path | str, *, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
+        self,
+        path: Path | str,
+        samples: Sequence[Mapping[str, Array]] = (),
+        *,
+        inputs: Sequence[str] | None = None,
+        outputs: Sequence[str] | None = None,
     ) -> LoadedProgram:
         """Load the dense program from a `.pt2` file.
 
         Args:
             path: file from `edgepack.sources.torch.save_program`.
+            samples: inputs of single runs on which the dense file is compared with it; its example inputs where none
+                has their shapes.
             inputs: names for the file's inputs, in the program's order; default: forward()'s argument names.
             outputs: likewise for the outputs, for example those of the ONNX file.
 
         Raises:
             ModelError: the file cannot be read.
         """
-        return self._load(_program_request(path, inputs, outputs))
+        return self._load(_program_request(path, inputs, outputs), _numbered(samples))
 
     def load_onnx(
         self,
@@ -120,7 +127,8 @@ class TfliteEmitter:
         Args:
             path: the dense ONNX file.
             shapes: static shape of each input, by name.
-            samples: inputs of single runs for the comparison; seeded ones where there are none.
+            samples: inputs of single runs for this comparison, and that of the dense file; seeded ones where there are
+                none.
             inputs, outputs: names for the .tflite file; default: those of the ONNX graph.
 
         Raises:
@@ -136,6 +144,8 @@ class TfliteEmitter:
     ) -> tuple[str, ...]:
         """Write the fp32 file: dense, or with thin layers in the place of each layer in `factors`.
 
+        The dense file is run in LiteRT, and its outputs are compared with the program's by signal over noise.
+
         Args:
             path: where to write.
             layers: the model's linear layers; all of them, to tell equal weights apart.
@@ -145,26 +155,24 @@ class TfliteEmitter:
             Names of factored layers that have no counterpart in the torch graph and so stayed dense in this file.
 
         Raises:
-            ModelError: the converter failed; the operator is named where it is known.
+            ModelError: the converter failed; the operator is named where it is known. Or the dense file crashes LiteRT,
+                or answers in another way than the program; what computes the first value that differs is named.
         """
         pairs = dict(factors or {})
-        if self._began and not pairs:
-            self._began = False
-            self._ask(self._dense_request)
-            shutil.move(self._dense_request["path"], path)
+        if not pairs:
+            self._emit_dense(path)
             return ()
         request: dict[str, Any] = {"do": "emit", "path": str(Path(path).resolve()), "factors": list(pairs)}
         arrays: dict[str, Array] = {}
-        if pairs:
-            request["layers"] = []
-            for index, key in enumerate(map(layer_key, layers)):
-                entry = {"name": key.name, "digest": key.digest, "uses": key.uses, "bias": ""}
-                if key.bias is not None:
-                    entry["bias"] = f"layer_{index}"
-                    arrays[f"layer_{index}"] = key.bias
-                request["layers"].append(entry)
-            for index, pair in enumerate(pairs.values()):
-                arrays |= {f"{index}/{name}": array for name, array in packed_part(pair).items()}
+        request["layers"] = []
+        for index, key in enumerate(map(layer_key, layers)):
+            entry = {"name": key.name, "digest": key.digest, "uses": key.uses, "bias": ""}
+            if key.bias is not None:
+                entry["bias"] = f"layer_{index}"
+                arrays[f"layer_{index}"] = key.bias
+            request["layers"].append(entry)
+        for index, pair in enumerate(pairs.values()):
+            arrays |= {f"{index}/{name}": array for name, array in packed_part(pair).items()}
         reply = self._ask(request, arrays, "arrays")
         return tuple(reply["missing"])
 
@@ -211,8 +219,27 @@ class TfliteEmitter:
             self._process.close()
 
     @property
-    def _dense_request(self) -> dict[str, Any]:
-        return {"do": "emit", "path": str(self._process.folder / "dense.tflite"), "factors": []}
+    def _dense_requests(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        path = str(self._process.folder / "dense.tflite")
+        return {"do": "emit", "path": path, "factors": []}, {"do": "prove", "path": path}
+
+    def _emit_dense(self, path: Path | str) -> None:
+        emit, prove = self._dense_requests
+        self._ask(emit)
+        if (how := self._ask(prove)["difference"]) is not None:
+            raise ModelError(f"the TFLite file's {how}{self._where_it_differs()}", hint=HINT)
+        shutil.move(emit["path"], path)
+
+    def _where_it_differs(self) -> str:
+        """Which value is the first that LiteRT computes in another way, in words; nothing where a file that gives all
+        values cannot be made."""
+        try:
+            first = self._ask({"do": "find", "path": str(self._process.folder / "values.tflite")})["first"]
+        except ModelError:
+            return ""
+        if first is None:
+            return "; a file that gives all of its values has them right, so the converter joins some in a wrong way"
+        return f"; the first value that differs is that of {first}"
 
     def _begin(self, request: dict[str, Any], samples: Mapping[str, Array]) -> None:
         self._process.start()
@@ -222,8 +249,8 @@ class TfliteEmitter:
             np.savez(path, allow_pickle=False, **samples)
             sent["samples"] = str(path)
         self._process.begin(request, sent)
-        self._process.begin(self._dense_request)
-        self._began = True
+        for each in self._dense_requests:
+            self._process.begin(each)
 
     def _load(self, request: dict[str, Any], samples: Mapping[str, Array] | None = None) -> LoadedProgram:
         self._program = None
@@ -262,7 +289,7 @@ def _numbered(samples: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
 def _program_request(
     path: Path | str, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    return {"do": "load_program", "path": str(Path(path).resolve()), **_names(inputs, outputs)}
+    return {"do": "load_program", "path": str(Path(path).resolve()), **_names(inputs, outputs), "samples": ""}
 
 
 def _onnx_request(
@@ -404,7 +431,7 @@ class ConverterProcess:
         operator = f" at {reply['operator']}" if reply.get("operator") else ""
         raise ModelError(
             f"the TFLite converter failed{operator} ({doing}): {reply['error']}{self._tail()}",
-            hint="replace this operator in the model, or build only the ONNX file (--formats onnx)",
+            hint=HINT,
         )
 
     def _crashed(self, doing: str) -> ModelError:
@@ -415,10 +442,11 @@ class ConverterProcess:
             how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
         else:
             how = f"ended with exit code {code}"
+        who = "LiteRT, which ran the converted file," if doing.startswith("prove") else "the TFLite converter"
         hint = "report the log above, or build only the ONNX file (--formats onnx)"
         if code in (-signal.SIGKILL, 137):
             hint = "most likely the system ran out of memory: close other programs, or build on a larger machine"
-        return ModelError(f"the TFLite converter {how} ({doing}){tail}", hint=hint)
+        return ModelError(f"{who} {how} ({doing}){tail}", hint=hint)
 
     def _tail(self) -> str:
         """The last lines of the worker's log, for an error message."""

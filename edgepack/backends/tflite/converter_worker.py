@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -49,7 +49,8 @@ class _Loaded:
     """The dense program at hand; `program` is None until a load request succeeds."""
 
     module: GraphModule | None = None
-    examples: Sequence[Any] = ()
+    runs: Sequence[Sequence[Any]] = ()
+    """Inputs of single runs; the first has the shapes of the file."""
     inputs: Sequence[str] = ()
     outputs: Sequence[str] = ()
 
@@ -133,10 +134,14 @@ def _keep(program: Any, request: Request, state: _Loaded) -> Reply:
     from torch.utils import _pytree as pytree
 
     from edgepack.torchgraph.flat import flat_module, input_names, output_names
+    from edgepack.torchgraph.run import arguments
 
     module = flat_module(program)
     state.module = module
-    state.examples = pytree.tree_leaves(program.example_inputs)
+    example = pytree.tree_leaves(program.example_inputs)
+    shapes = [each.shape for each in example]
+    given = [arguments(module, sample) for sample in _samples(request["samples"])]
+    state.runs = [run for run in given if [each.shape for each in run] == shapes] or [example]
     state.inputs = request.get("inputs") or input_names(module)
     state.outputs = request.get("outputs") or output_names(module)
     return {"inputs": list(state.inputs), "outputs": list(state.outputs)}
@@ -144,8 +149,6 @@ def _keep(program: Any, request: Request, state: _Loaded) -> Reply:
 
 def _emit(request: Request, state: _Loaded) -> Reply:
     """Write the fp32 file of the program, dense or with factors."""
-    import torch
-
     from edgepack.torchgraph import LayerKey, match_layers, with_factors
 
     module = state.module
@@ -160,8 +163,7 @@ def _emit(request: Request, state: _Loaded) -> Reply:
         module = with_factors(module, keys, kept) if kept else module
     else:
         missing = ()
-    with torch.no_grad():
-        _convert(marked(cut_transposed(raised(lowerable(module)))), state, Path(request["path"]))
+    _write(module, state, state.outputs, Path(request["path"]))
     return {"missing": [name for name in request["factors"] if name in missing]}
 
 
@@ -175,8 +177,16 @@ def _factors(arrays: Mapping[str, Any], index: int) -> Replacement:
     return unpacked_part({name.removeprefix(f"{index}/"): arrays[name] for name in own})
 
 
-def _convert(module: GraphModule, state: _Loaded, path: Path) -> None:
+def _write(module: GraphModule, state: _Loaded, outputs: Sequence[str], path: Path) -> None:
+    """Write the file of a graph that takes what the program takes.
+
+    Args:
+        outputs: names of what it returns.
+    """
     import torch
+
+    with torch.no_grad():
+        module = marked(cut_transposed(raised(lowerable(module))))
 
     class Named(torch.nn.Module):  # type: ignore[misc]
         """Inputs and outputs by name: litert-torch takes the names of the file's signature from the two dicts."""
@@ -193,12 +203,12 @@ def _convert(module: GraphModule, state: _Loaded, path: Path) -> None:
     plain = all(_ARGUMENT.fullmatch(name) and not keyword.iskeyword(name) for name in state.inputs)
     safe = _safe(state.inputs, "input", plain=plain and "self" not in state.inputs)
     # The converter drops a signature with names of other characters.
-    gives = _safe(state.outputs, "output", plain=all(map(_RESULT.fullmatch, state.outputs)))
-    named = dict(zip(safe, state.examples, strict=True))
-    convert(Named().eval(), named, path)
+    gives = _safe(outputs, "output", plain=all(map(_RESULT.fullmatch, outputs)))
+    with torch.no_grad():
+        convert(Named().eval(), dict(zip(safe, state.runs[0], strict=True)), path)
     fuse(path)
-    if (safe, gives) != (list(state.inputs), list(state.outputs)):
-        _rename(path, dict(zip(safe, state.inputs, strict=True)), dict(zip(gives, state.outputs, strict=True)))
+    if (safe, gives) != (list(state.inputs), list(outputs)):
+        _rename(path, dict(zip(safe, state.inputs, strict=True)), dict(zip(gives, outputs, strict=True)))
 
 
 def _safe(names: Sequence[str], stem: str, *, plain: bool) -> list[str]:
@@ -216,6 +226,51 @@ def _rename(path: Path, inputs: Mapping[str, str], outputs: Mapping[str, str]) -
     path.write_bytes(packed(model))
 
 
+def _prove(request: Request, state: _Loaded) -> Reply:
+    """Run the dense file in LiteRT, which may crash, and say how the first of its answers that does so differs from the
+    program's; None where none does."""
+    from edgepack.torchgraph.parity import difference, least_db
+
+    if state.module is None:
+        raise ValueError("nothing is loaded")
+    least = least_db(state.module)
+    for want, have in _answers(state.module, state, Path(request["path"])):
+        for name, wanted, found in zip(state.outputs, want, have, strict=True):
+            if (how := difference(wanted, found, least, "LiteRT", "the model")) is not None:
+                return {"difference": f"output {name!r} {how}"}
+    return {"difference": None}
+
+
+def _find(request: Request, state: _Loaded) -> Reply:
+    """What computes the first value that differs, where a file gives all of them; None where none does there."""
+    from edgepack.torchgraph.parity import first_difference, least_db, with_all_values
+
+    if state.module is None:
+        raise ValueError("nothing is loaded")
+    module, names = with_all_values(state.module)
+    path = Path(request["path"])
+    _write(module, state, [f"value_{number}" for number in range(len(names))], path)
+    least = least_db(state.module)
+    found = (first_difference(names, want, have, least) for want, have in _answers(module, state, path))
+    return {"first": next((name for name in found if name is not None), None)}
+
+
+def _answers(module: GraphModule, state: _Loaded, path: Path) -> Iterator[tuple[list[Any], list[Any]]]:
+    """Of each run: what the graph answers, and what its file does."""
+    import torch
+
+    from edgepack.backends.tflite.runtime import interpreter, session
+    from edgepack.torchgraph.factor import copied
+    from edgepack.torchgraph.flat import start_afresh
+
+    opened, afresh = session(interpreter(path)), copied(module)
+    start_afresh(afresh)
+    for run in state.runs:
+        with torch.no_grad():
+            wanted = [each.numpy() for each in afresh(*run)]
+        yield wanted, opened.run({name: each.numpy() for name, each in zip(state.inputs, run, strict=True)})
+
+
 def _quantize(request: Request, state: _Loaded) -> Reply:
     from edgepack.backends.schemes import scheme_named
     from edgepack.backends.tflite.quantizer import quantize
@@ -227,13 +282,26 @@ def _quantize(request: Request, state: _Loaded) -> Reply:
     source, path = Path(request["source"]), Path(request["path"])
     scheme = scheme_named("tflite", request["scheme"])
     schemes = {operator: scheme_named("tflite", name) for operator, name in request["schemes"].items()}
-    return {"kept": list(quantize(source, path, scheme, samples, schemes))}
+    kept = quantize(source, path, scheme, samples, schemes)
+    _try(path)
+    return {"kept": list(kept)}
+
+
+def _try(path: Path) -> None:
+    """Run a file once, on anything: what crashes the runtime is to do so in this process."""
+    from edgepack.backends.tflite.runtime import interpreter, session
+    from edgepack.data import example
+
+    opened = session(interpreter(path))
+    opened.run(example(None, opened.inputs, 0))
 
 
 _REQUESTS: Mapping[str, Callable[[Request, _Loaded], Reply]] = {
     "load_program": _load_program,
     "load_onnx": _load_onnx,
     "emit": _emit,
+    "prove": _prove,
+    "find": _find,
     "quantize": _quantize,
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def lowerable(module: GraphModule) -> GraphModule:
     """A graph that computes the same; the given one is not changed, parameters are shared.
 
-    Global max pools become a maximum over the same axes; nearest neighbours that LiteRT would choose in another way are
-    picked by their places; what has no kernel for narrow numbers is computed in wider ones; bits are joined by sums.
+    Global max pools become a maximum over the same axes; pools whose indices are read are computed from all places of a
+    window side by side; nearest neighbours that LiteRT would choose in another way are picked by their places; what has
+    no kernel for narrow numbers is computed in wider ones; bits are joined by sums.
     """
     found = {node.name: other for node in module.graph.nodes if (other := _substitute(node)) is not None}
     if not found:
@@ -47,6 +48,38 @@ def _pool(node: Node) -> Callable[..., Any] | None:
 
 def _largest(x: Tensor, sizes: Any) -> tuple[Tensor]:
     return (x.amax(list(range(-len([sizes] if isinstance(sizes, int) else sizes), 0)), True),)
+
+
+def _with_places(node: Node) -> Callable[..., Any] | None:
+    """For a pool whose indices are read: the converter's own are wrong."""
+    is_read = any(user.args[1] == 1 and user.users for user in node.users)
+    rounds_up = len(node.args) > _CEIL_MODE and node.args[_CEIL_MODE]
+    return _placed if is_read and not rounds_up else None
+
+
+def _placed(
+    x: Tensor, kernel: Sequence[int], strides: Sequence[int] = (), pads: Sequence[int] = (0,), dilations: Any = (1,)
+) -> tuple[Tensor, Tensor]:
+    """Largest values, and where each stands in its plane: of the inputs of all windows side by side."""
+    import torch
+
+    axes = range(len(kernel))
+    pads, dilations = (list(each) * (len(kernel) // len(each)) for each in (pads, dilations))
+    wide = torch.nn.functional.pad(x, [pad for pad in reversed(pads) for _ in range(2)], value=-float("inf"))
+    steps, sizes = strides or kernel, wide.shape[-len(kernel) :]
+    counts = [(sizes[at] - (kernel[at] - 1) * dilations[at] - 1) // steps[at] + 1 for at in axes]
+    offsets = [[each * dilations[at] for at, each in enumerate(place)] for place in np.ndindex(*kernel)]
+    windows = [
+        wide[(..., *(slice(first[at], first[at] + (counts[at] - 1) * steps[at] + 1, steps[at]) for at in axes))]
+        for first in offsets
+    ]
+    together = torch.stack(windows, -1)
+    which, where = together.argmax(-1), torch.zeros((), dtype=torch.long)
+    for at in axes:
+        offset = torch.tensor([first[at] - pads[at] for first in offsets])[which]
+        start = torch.arange(counts[at]) * steps[at]
+        where = where * x.shape[at - len(kernel)] + offset + start.reshape(-1, *[1] * (len(kernel) - at - 1))
+    return together.amax(-1), where
 
 
 def _nearest(node: Node) -> Callable[..., Any] | None:
@@ -151,9 +184,12 @@ def _one_of_both(node: Node) -> Callable[..., Any] | None:
     return torch.ne if truth else _widened(node)
 
 
+_CEIL_MODE = 5
+"""Place of it among the arguments of a pool."""
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _SUBSTITUTES: Mapping[str, Callable[[Node], Callable[..., Any] | None]] = {
     **{f"aten.adaptive_max_pool{axes}d.default": _pool for axes in (1, 2, 3)},
+    **{f"aten.max_pool{axes}d_with_indices.default": _with_places for axes in (2, 3)},
     **{f"aten.upsample_nearest2d.{kind}": _nearest for kind in ("vec", "default")},
     **{f"aten.{name}.{kind}": _widened for name in ("add", "sub", "mul") for kind in ("Tensor", "Scalar")},
     **{f"aten.{name}.{kind}": _exact for name in _COMPARISONS for kind in ("Tensor", "Scalar")},

@@ -76,7 +76,7 @@ class Conversion:
             converter: that writes the files.
             opened: the model.
             shapes: of the inputs, by name.
-            samples: inputs of single runs on which a program made of an ONNX file is compared with it.
+            samples: inputs of single runs on which what is made of the model is compared with it.
         """
         self._converter, self._opened, self._shapes, self._samples = converter, opened, shapes, samples
         self._loaded = False
@@ -84,7 +84,7 @@ class Conversion:
     def begin(self) -> None:
         """See `Origin.begin`."""
         if self._opened.program is not None:
-            self._converter.begin_program(self._opened.program)
+            self._converter.begin_program(self._opened.program, self._samples)
         else:
             self._converter.begin_onnx(self._opened.files["onnx"], self._shapes, self._samples)
 
@@ -93,7 +93,7 @@ class Conversion:
         opened = self._opened
         if not self._loaded:
             if opened.program is not None:
-                self._converter.load_program(opened.program)
+                self._converter.load_program(opened.program, self._samples)
             else:
                 self._converter.load_onnx(opened.files["onnx"], self._shapes, self._samples)
             self._loaded = True

@@ -432,5 +432,5 @@ def _found(find: Callable[[], Mapping[str, Sequence[str]]]) -> Mapping[str, Sequ
 OPERATORS: Step[Callable[[], Mapping[str, Sequence[str]]], Mapping[str, Sequence[str]]] = Step(
     "tflite-operators", 6, _found, tools=TOOLS
 )
-CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 8, _write, ".tflite", TOOLS)
+CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 9, _write, ".tflite", TOOLS)
 QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 9, _write, ".tflite", TOOLS)

@@ -140,14 +140,12 @@ def _max_pool(node: Node, x: Tensor) -> Any:
     run = _MAX_POOL[x.dim() - 3]
     if node.outputs > 1:
         return _max_pool_places(node, x, slid, more, column_major=column_major)
-    least = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
     halves = slid.pads is not None and all(2 * pad <= size for pad, size in zip(slid.before, slid.kernel, strict=True))
     if x.is_floating_point() and halves and not any(more):
         return run(x, slid.kernel, slid.strides, slid.before, slid.dilations)
-    wide = padded(around(x, slid, least), [0] * x.dim(), [0, 0, *more], "constant", least)
-    if x.is_floating_point():
-        return run(wide, slid.kernel, slid.strides, 0, slid.dilations)
-    return run(wide.float(), slid.kernel, slid.strides, 0, slid.dilations).to(x.dtype)
+    wide = x if x.is_floating_point() else x.float()
+    wide = padded(around(wide, slid, -math.inf), [0] * x.dim(), [0, 0, *more], "constant", -math.inf)
+    return run(wide, slid.kernel, slid.strides, 0, slid.dilations).to(x.dtype)
 
 
 def _max_pool_places(
@@ -205,9 +203,16 @@ def _window_means(x: Tensor, slid: Window) -> Tensor:
 def _lp_pool(node: Node, x: Tensor) -> Tensor:
     p = node.integer("p", 2)
     slid, more = _pool_window(node, x)
-    powers = torch.pow(torch.abs(x), p)
-    wide = padded(around(powers, slid, 0.0), [0] * x.dim(), [0, 0, *more], "constant", 0.0)
-    return torch.pow(_window_means(wide, slid) * math.prod(slid.kernel), 1 / p)
+    wide = padded(around(_power(x, p), slid, 0.0), [0] * x.dim(), [0, 0, *more], "constant", 0.0)
+    return _root(_window_means(wide, slid) * math.prod(slid.kernel), p)
+
+
+def _power(x: Tensor, p: int) -> Tensor:
+    return torch.square(x) if p == 2 else torch.pow(torch.abs(x), p)
+
+
+def _root(x: Tensor, p: int) -> Tensor:
+    return torch.sqrt(x) if p == 2 else torch.pow(x, 1 / p)
 
 
 def _all_places(compute: Callable[[Tensor, list[int]], Tensor]) -> Operator:
@@ -216,7 +221,7 @@ def _all_places(compute: Callable[[Tensor, list[int]], Tensor]) -> Operator:
 
 def _global_lp(node: Node, x: Tensor) -> Tensor:
     p = node.integer("p", 2)
-    return torch.pow(torch.sum(torch.pow(torch.abs(x), p), list(range(2, x.dim())), True), 1 / p)
+    return _root(torch.sum(_power(x, p), list(range(2, x.dim())), True), p)
 
 
 def _max_unpool(node: Node, x: Tensor, places: Tensor, shape: Any = None) -> Tensor:

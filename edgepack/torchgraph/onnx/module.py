@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx.traceback import annotate
 
 from edgepack.torchgraph.onnx.node import Node
+from edgepack.torchgraph.parity import ORIGIN
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class OnnxModule(nn.Module):  # type: ignore[misc]
         """As `forward`; `watch` is shown each step with its values."""
         values: dict[int, Tensor] = dict(enumerate(inputs))
         for step in self.steps:
-            results = several(step.run(step.node, *(self._value(each, values) for each in step.arguments)))
+            with annotate({ORIGIN: step.node.label.partition(": ")[2]}):
+                results = several(step.run(step.node, *(self._value(each, values) for each in step.arguments)))
             values |= zip(step.results, results, strict=False)
             if watch is not None:
                 watch(step, results[: len(step.results)])

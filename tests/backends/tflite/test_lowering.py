@@ -69,6 +69,15 @@ class Smaller(nn.Module):
         return tuple(functional.interpolate(x, size) for size in ([3, 3], [4, 6], [12, 6]))
 
 
+class Places(nn.Module):
+    """Largest values with their indices: windows that overlap, with pads, with gaps."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        overlapping, places = functional.max_pool2d(x, 3, 1, 1, return_indices=True)
+        apart, others = functional.max_pool2d(x, (2, 3), dilation=(2, 1), return_indices=True)
+        return overlapping, places, apart, others
+
+
 def test_narrow_integers_have_extremes(emitter: TfliteEmitter, tmp_path: Path) -> None:
     for dtype in (torch.int8, torch.uint8):
         least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
@@ -115,3 +124,7 @@ def test_truth_values_are_joined(emitter: TfliteEmitter, tmp_path: Path) -> None
 
 def test_nearest_pixels_are_those_of_torch(emitter: TfliteEmitter, tmp_path: Path) -> None:
     assert_alike(emitter, Smaller(), (torch.randn(1, 2, 6, 6),), tmp_path)
+
+
+def test_largest_values_are_where_indices_say(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    assert_alike(emitter, Places(), (torch.randn(2, 3, 7, 6),), tmp_path)
