@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from edgepack.backends.tflite.batch import open_batch
+from edgepack.backends.tflite.converter import TfliteEmitter
+from edgepack.backends.tflite.runtime import interpreter, session
 from edgepack.errors import EdgepackError, ModelError, UsageError
 from edgepack.sources import open_model
 from edgepack.sources.inputs import parse_input
@@ -381,3 +384,20 @@ def test_another_file_than_asked_is_no_usage_of_input(tmp_path: Path) -> None:
     perceptron().save(path)
     with pytest.raises(UsageError, match="no such input"):
         open_model(str(path), tmp_path, ("tflite",), [parse_input("other=1x4")])
+
+
+def test_recurrent_layers_take_any_batch_in_a_tflite_file(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    both = layers.Bidirectional(layers.LSTM(6, return_sequences=True))
+    model = trained(keras.Sequential([keras.Input((7, 5)), both, layers.GRU(4), layers.Dense(3)]))
+    model.save(tmp_path / "net.keras")
+    opened = open_model(str(tmp_path / "net.keras"), tmp_path, ("tflite",))
+    path, (spec,) = tmp_path / "net.tflite", opened.inputs
+    emitter.load_program(opened.program)
+    emitter.emit(path)
+    batch = np.random.default_rng(0).standard_normal((5, 7, 5)).astype(np.float32)
+    assert open_batch(path, opened.open_batch, {spec.name: batch[:1]}) is None
+    made = interpreter(path)
+    made.resize_tensor_input(made.get_input_details()[0]["index"], batch.shape, strict=True)
+    made.allocate_tensors()
+    (answered,) = session(made).run({spec.name: batch})
+    np.testing.assert_allclose(answered, asked(model, [batch])[0], atol=1e-5)

@@ -43,19 +43,26 @@ def open_batch(path: Path, inputs: Collection[str], feed: Mapping[str, Array]) -
         None where a batch of several answers as its rows one by one, else why not; the file is left as it was then.
     """
     content = path.read_bytes()
-    model = objects(content)
-    try:
-        outputs = _opened(model, inputs)
-        opened = packed(model)
-        _try(content, opened, feed, inputs, outputs)
-    except _FixedError as err:
-        return str(err)
-    path.write_bytes(opened)
-    return None
+    reasons = []
+    for flat in (False, True):
+        model = objects(content)
+        try:
+            outputs = _opened(model, inputs, flat=flat)
+            opened = packed(model)
+            _try(content, opened, feed, inputs, outputs)
+        except _FixedError as err:
+            reasons.append(str(err))
+        else:
+            path.write_bytes(opened)
+            return None
+    return reasons[0]
 
 
-def _opened(model: Any, inputs: Collection[str]) -> list[int | None]:
+def _opened(model: Any, inputs: Collection[str], *, flat: bool) -> list[int | None]:
     """Open what holds the batch, in place; returns its axis in every output.
+
+    Args:
+        flat: see `_Opening`.
 
     Raises:
         _FixedError: as of `_Opening.run`, or an output has no place for it.
@@ -66,7 +73,7 @@ def _opened(model: Any, inputs: Collection[str]) -> list[int | None]:
     if len(batches) != 1:
         raise _FixedError(f"the inputs have batches of {sorted(batches)}")
     axes = {int(entry.tensorIndex): 0 for entry in entries}
-    ends = _Opening(File(model), 0, axes, batches.pop()).run()
+    ends = _Opening(File(model), 0, axes, batches.pop(), flat=flat).run()
     known = axes | {int(tensor): axis for tensor, axis in zip(graph.outputs, ends, strict=True) if axis is not None}
     for number, axis in known.items():
         tensor = graph.tensors[number]
@@ -134,9 +141,14 @@ class _Opening:
 
     Converters leave out a batch of 1 wherever they can. A tensor without it is lifted: it has the batch as one more
     axis, the first, from there on.
+
+    Args:
+        flat: what products take off their inputs' axes is all but the batch, where that is possible. Nobody can tell
+            whether a single axis of 1 is the batch.
     """
 
-    def __init__(self, file: File, number: int, axes: Mapping[int, int], batch: int) -> None:
+    def __init__(self, file: File, number: int, axes: Mapping[int, int], batch: int, *, flat: bool) -> None:
+        self._flat = flat
         self._model = file.model
         self._writing = Writing(file, number)
         self._graph = self._writing.graph
@@ -384,6 +396,9 @@ class _Opening:
         before, (_, columns) = self._shape(op.outputs[0]), self._shape(op.inputs[1])
         if axis is None or axis == len(shape) - 1:
             raise self._mixed(name)
+        drops = not op.builtinOptions.keepNumDims and len(before) == 2 and shape[-1] == columns
+        if self._flat and drops and prod(shape[:-1]) == self._batch:
+            return 0
         if op.builtinOptions.keepNumDims or (len(shape) > 2 and shape[-1] == columns):
             op.builtinOptions = copy.copy(op.builtinOptions)
             op.builtinOptions.keepNumDims = True
@@ -443,7 +458,7 @@ class _Opening:
         body = self._writing.file.model.subgraphs[number]
         if number not in self._opened:
             given = {int(one): axis for one, axis in zip(body.inputs, places, strict=True) if axis is not None}
-            self._opened[number] = _Opening(self._writing.file, number, given, self._batch).run()
+            self._opened[number] = _Opening(self._writing.file, number, given, self._batch, flat=self._flat).run()
         if self._opened[number] != places:
             raise self._mixed(name)
         self._axes |= {int(one): axis for one, axis in zip(op.outputs, places, strict=True) if axis is not None}
@@ -475,9 +490,12 @@ class _Opening:
 
     def _row(self, name: str, tensor: int, shape: Sequence[int]) -> Array:
         """What a constant (samples, units) holds for each sample; of one that is 0 throughout as little as can be."""
-        if not self._writing.holds(tensor) or len(shape) not in (2, 3):
+        try:
+            value = self._writing.value(tensor)
+        except ModelError:
+            value = np.zeros(0)
+        if not value.size or len(shape) not in (2, 3):
             raise _FixedError(f"{name} begins with what is computed for one batch")
-        value = self._writing.value(tensor)
         if not value.any():
             return np.zeros((1, shape[1]) if len(shape) == 2 else (), np.float32)
         if list(value.shape) != list(shape) or len(shape) != 2 or (value != value[:1]).any():

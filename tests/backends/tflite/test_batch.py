@@ -66,6 +66,26 @@ class StepsFirst(nn.Module):
         return y.swapaxes(0, 1), y[-1]
 
 
+class LastOfSteps(nn.Module):
+    """What is made of the last step alone, which has no axis of its own there."""
+
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], *, both: bool = False) -> None:
+        super().__init__()
+        self.cells, self.head = kind(8, 16, bidirectional=both), nn.Linear(32 if both else 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.cells(x.swapaxes(0, 1))[0][-1])
+
+
+class Stream(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.GRU(8, 16, batch_first=True)
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.cells(x, state)
+
+
 class First(nn.Module):
     def forward(self, results: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return results[0]
@@ -107,6 +127,8 @@ CASES = {
     "lstms": (lambda: Steps(nn.LSTM, 2, last=True), lambda rows: (torch.randn(rows, 6, 8),)),
     "lstm of steps": (lambda: StepsFirst(nn.LSTM), lambda rows: (torch.randn(rows, 6, 8),)),
     "gru of steps": (lambda: StepsFirst(nn.GRU), lambda rows: (torch.randn(rows, 37, 8),)),
+    "last of steps, lstm": (lambda: LastOfSteps(nn.LSTM, both=True), lambda rows: (torch.randn(rows, 6, 8),)),
+    "last of steps, gru": (lambda: LastOfSteps(nn.GRU), lambda rows: (torch.randn(rows, 6, 8),)),
     "gru": (lambda: Steps(nn.GRU), lambda rows: (torch.randn(rows, 6, 8),)),
     "grus": (lambda: Steps(nn.GRU, 2, last=True), lambda rows: (torch.randn(rows, 37, 8),)),
 }
@@ -153,4 +175,12 @@ def test_what_cannot_be_resized_stays_as_it_is(
     reason = open_batch(path, [*feed], feed)
     assert reason is not None
     assert said in reason
+    assert path.read_bytes() == before
+
+
+def test_states_that_come_in_keep_their_batch(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    feed = converted(emitter, Stream(), (torch.randn(1, 6, 8), torch.zeros(1, 1, 16)), path)
+    before = path.read_bytes()
+    assert open_batch(path, [next(iter(feed))], feed) == "WHILE begins with what is computed for one batch"
     assert path.read_bytes() == before
