@@ -30,6 +30,10 @@ from edgepack.workspace import uncollected
 
 _PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
 _SHAPE = "a recipe function takes no arguments and returns edgepack.Recipe(model, example_inputs, …)"
+_ENTRY_POINTS = (
+    "give each entry point of the model a function of its own and build each; "
+    "edgepack join encode=PACK decode=PACK -o model.tflite makes one TFLite file of them"
+)
 
 _TELL_NOTHING = frozenset({"", "build", "create", "get", "load", "main", "make", "make_model", "model", "recipe"})
 _METRIC = "function(outputs, labels) returns a score per sample, higher is better; labels is None where there are none"
@@ -237,6 +241,8 @@ def _where(err: BaseException) -> str:
 def _checked(recipe: object, spec: str) -> Recipe:
     import torch
 
+    if isinstance(recipe, dict):
+        raise ModelError(f"{spec}: it returned a dict, one Recipe was expected", hint=_ENTRY_POINTS)
     if not isinstance(recipe, Recipe):
         raise ModelError(f"{spec}: it returned {type(recipe).__name__}, a Recipe was expected", hint=_SHAPE)
     if is_keras(recipe.model):

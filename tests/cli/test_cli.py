@@ -103,6 +103,7 @@ ARGUMENTS = {
     ("targets", "calibrate"): ["rpi4"],
     ("targets", "show"): ["rpi4"],
     ("extract",): ["m.epk"],
+    ("join",): ["a=a.tflite", "b=b.tflite", "--out", "m.tflite"],
 }
 
 

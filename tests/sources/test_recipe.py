@@ -85,6 +85,7 @@ def test_iterable_calibration_is_handed_on_untouched(tmp_path: Path) -> None:
     ("body", "message"),
     [
         ("def make():\n    return 3\n", "returned int, a Recipe was expected"),
+        ("def make():\n    return {'encode': 3}\n", "returned a dict, one Recipe was expected"),
         ("def make():\n    return Recipe(3, (torch.ones(1),))\n", "Recipe.model is int"),
         ("def make():\n    return Recipe(torch.nn.ReLU(), torch.ones(1))\n", "a tuple of tensors was expected"),
         ("def make():\n    return Recipe(torch.nn.ReLU(), ())\n", "a tuple of tensors was expected"),

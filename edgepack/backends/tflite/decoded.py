@@ -38,7 +38,7 @@ def decode(model: Any) -> None:
         ModelError: it would be larger than a file can be.
     """
     _fill(model)
-    _sign(model)
+    sign(model)
     for code in model.operatorCodes:  # old files have but the field that ends at 127, which the quantizer does not read
         code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
     _check_size(model)
@@ -107,7 +107,7 @@ def operator_name(model: Any, operator: Any) -> str:
     return builtin_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
-def _sign(model: Any) -> None:
+def sign(model: Any) -> None:
     """Name the inputs and outputs of the first graph, where nothing does."""
     from ai_edge_litert import schema_py_generated as schema
 

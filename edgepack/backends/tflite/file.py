@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -395,8 +395,12 @@ def drop_unused(model: Any) -> None:
 def drop_graphs(model: Any, numbers: Collection[int]) -> None:
     """Remove subgraphs that nothing calls any more."""
     kept = [number for number in range(len(model.subgraphs)) if number not in numbers]
-    new = {old: number for number, old in enumerate(kept)}
     model.subgraphs = [model.subgraphs[number] for number in kept]
+    move_graphs(model, {old: number for number, old in enumerate(kept)})
+
+
+def move_graphs(model: Any, new: Mapping[int, int]) -> None:
+    """Give subgraphs, wherever they are called by their numbers, new ones."""
     for signature in model.signatureDefs or []:
         signature.subgraphIndex = new[signature.subgraphIndex]
     operators = [op for graph in model.subgraphs for op in graph.operators]
