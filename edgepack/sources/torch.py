@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from edgepack.sources.onnx import onnx_model
 from edgepack.sources.source import FileOfSuffix
 from edgepack.torchgraph import flat_module, fold_batch_norms, load_program
 from edgepack.torchgraph.digest import program_digest
+from edgepack.torchgraph.flat import keep_keys, output_names
 from edgepack.torchgraph.layers import vectors
 from edgepack.torchgraph.run import input_specs
 from edgepack.torchgraph.tidy import tidy
@@ -170,6 +172,7 @@ def _static(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
     from torch.utils import _pytree as pytree
 
     module = flat_module(program)
+    keep_keys(module)
     inputs = tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
     try:
         with _quiet():
@@ -186,6 +189,7 @@ def _folded(program: ExportedProgram, inputs: tuple[Tensor, ...], *, tidied: boo
         tidy(module)
     if not fold_batch_norms(module) and not tidied:
         return program
+    keep_keys(module)
     with _quiet():
         return torch.export.export(module, inputs, strict=False)
 
@@ -201,9 +205,9 @@ def save_program(program: ExportedProgram, path: Path | str) -> None:
 def program_to_onnx(program: ExportedProgram, path: Path | str) -> None:
     """Write the program as an fp32 ONNX file.
 
-    Input names are the argument names of forward(); the same program gives the same bytes. Weights go into
-    `<name>.data` beside the file only if they do not fit into it. Nothing about the machine or the source code that the
-    exporter notes (stack traces, module paths) is kept.
+    Input names are the argument names of forward(), output names the keys of the dict that it returns; the same program
+    gives the same bytes. Weights go into `<name>.data` beside the file only if they do not fit into it. Nothing about
+    the machine or the source code that the exporter notes (stack traces, module paths) is kept.
 
     Raises:
         ModelError: an operator has no ONNX counterpart; it is named.
@@ -222,9 +226,29 @@ def program_to_onnx(program: ExportedProgram, path: Path | str) -> None:
         ) from err
     model = exported.model
     _strip(model)
+    _name_outputs(model, output_names(flat_module(program)))
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     external = f"{path.name}.data" if size > _EXTERNAL_DATA_BYTES else None
     onnx_ir.save(model, path, external_data=external)
+
+
+def _name_outputs(model: onnx_ir.Model, names: Sequence[str]) -> None:
+    """Give the outputs the names that they have in other formats; an input or a weight that is returned keeps its own.
+
+    A value inside of the graph that has such a name already gets another one.
+    """
+    graph = model.graph
+    fixed = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    inner = {value.name: value for node in graph.all_nodes() for value in node.outputs}
+    outputs = list(graph.outputs)
+    for value, name in zip(outputs, names, strict=True):
+        if value.name in fixed or name in fixed or outputs.count(value) > 1 or value.name == name:
+            continue
+        if (other := inner.get(name)) is not None:
+            other.name = next(free for n in count() if (free := f"{name}_{n}") not in fixed | inner.keys())
+            inner[other.name] = other
+        value.name = name
+        inner[name] = value
 
 
 def _strip(model: onnx_ir.Model) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ModelError
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload
     from torch.export import ExportedProgram
-    from torch.fx import GraphModule, Node
+    from torch.fx import Graph, GraphModule, Node
 
 
 def flat_module(program: ExportedProgram) -> GraphModule:
@@ -31,12 +31,44 @@ def flat_module(program: ExportedProgram) -> GraphModule:
         if node.op == "call_module" and node.target == "_guards_fn":
             graph.erase_node(node)
     output = next(node for node in graph.nodes if node.op == "output")
-    leaves = [leaf for leaf in _leaves(output.args[0]) if leaf is not None]
+    leaves = _leaves(output.args[0])
+    output.meta[_KEYS] = [key for key, leaf in zip(_keys(graph), leaves, strict=True) if leaf is not None]
+    leaves = [leaf for leaf in leaves if leaf is not None]
     if not leaves:
         raise ModelError("the program returns no tensor", hint="return at least one tensor from forward()")
     output.args = (tuple(leaves),)
     graph.set_codegen(CodeGen())
     return torch.fx.GraphModule(module, graph, class_name="Program")
+
+
+def _keys(graph: Graph) -> list[str]:
+    """Of each value that a program returns: the keys and attributes under which it stands; empty where it has a place
+    alone."""
+    from torch.utils import _pytree as pytree
+
+    spec = graph._codegen.pytree_info.out_spec
+    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
+    return [".".join(map(_word, path)) if any(map(_is_named, path)) else "" for path, _ in paths]
+
+
+def _is_named(key: object) -> bool:
+    return hasattr(key, "key") or hasattr(key, "name")
+
+
+def _word(key: Any) -> str:
+    return str(key.key if hasattr(key, "key") else key.name if hasattr(key, "name") else key.idx)
+
+
+def keep_keys(module: GraphModule) -> None:
+    """Let the graph return a dict where all of its outputs have keys, so that they outlive another export."""
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    keys = output.meta[_KEYS]
+    if all(keys):
+        output.args = (dict(zip(keys, output.args[0], strict=True)),)
+        module.recompile()
+
+
+_KEYS = "keys"
 
 
 def start_afresh(module: GraphModule) -> None:
@@ -84,11 +116,12 @@ def input_names(module: GraphModule) -> list[str]:
 
 
 def output_names(module: GraphModule) -> list[str]:
-    """Names of the nodes that the graph returns, in order; a repeated one gets a number."""
+    """Names of what the graph returns, in order: the keys of a dict, else names of nodes; a repeated one gets a
+    number."""
     output = next(node for node in module.graph.nodes if node.op == "output")
     names: list[str] = []
-    for node in output.args[0]:
-        name = node.name
+    for key, node in zip(output.meta[_KEYS], output.args[0], strict=True):
+        name = key or node.name
         while name in names:
             name += "_again"
         names.append(name)
