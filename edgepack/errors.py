@@ -13,6 +13,7 @@
     │   │   └── LinkError               the wire broke; what runs on the device goes on
     │   └── StableDeviceError        will fail again the same way
     ├── BudgetError               5  no plan meets the budget; the best attempt is written
+    ├── RegressionError           6  a pack is worse than its base by more than a threshold
     └── ProofError                1  an emitted file failed one of its proofs: a defect of edgepack
 
 The number is the exit code of the command line. A message names the thing, what was found and what was
@@ -123,6 +124,12 @@ class BudgetError(EdgepackError):
     """No plan meets the budget; the best attempt is written and the layers to blame are named."""
 
     exit_code = 5
+
+
+class RegressionError(EdgepackError):
+    """A pack has grown, or become slower or less accurate, by more than a threshold of `edgepack check`."""
+
+    exit_code = 6
 
 
 class ProofError(EdgepackError):

@@ -9,6 +9,7 @@ import typer
 from edgepack.cli import targets
 from edgepack.cli.bench import bench, compare
 from edgepack.cli.build import build, extract, inspect
+from edgepack.cli.check import check
 from edgepack.cli.join import join
 from edgepack.cli.machine import doctor, emulator_app
 from edgepack.cli.project import ProjectCommand, init
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(cls=ProjectCommand)(build)
-for _command in (inspect, run, bench, compare, serve, join, extract, init, doctor):
+for _command in (inspect, run, bench, compare, check, serve, join, extract, init, doctor):
     app.command()(_command)
 app.add_typer(targets.app)
 app.add_typer(emulator_app)

@@ -132,15 +132,19 @@ Python = Annotated[
 Install = Annotated[bool, typer.Option("--install", help="First make an environment with the runtimes on the device.")]
 
 
-def reporting(*, tables: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def reporting(
+    *, tables: bool = True, files: Sequence[Renderer] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """For a command that prints a report: in place of its parameter `output` it offers an option for every renderer,
     one at a time of those that print, and `-v`, which a command with a parameter `verbose` is told; and it runs behind
     the `door`.
 
     Args:
         tables: whether the report has tables; of one without, only machines want another form.
+        files: renderers of this command alone that write files, in the place of those of their names.
     """
-    offered = [renderer for renderer in RENDERERS if tables or renderer.for_machines]
+    named = {renderer.name for renderer in files}
+    offered = [each for each in RENDERERS if (tables or each.for_machines) and each.name not in named] + [*files]
     printing = [renderer for renderer in offered if not renderer.to_file]
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:

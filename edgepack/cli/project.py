@@ -1,11 +1,11 @@
-"""`edgepack init`, and the `edgepack.yaml` that `edgepack build` reads where no model is named."""
+"""`edgepack init`, and `edgepack.yaml`: options of a build where no model is named, thresholds of `edgepack check`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -15,12 +15,20 @@ from edgepack.errors import EdgepackError, InputError, UsageError
 from edgepack.paths import require_model, require_samples
 from edgepack.report.render import TERMINAL, Renderer
 
+if TYPE_CHECKING:
+    from edgepack.check.thresholds import Thresholds
+
 PROJECT = "edgepack.yaml"
+CHECK = "check"
+"""What `edgepack check` reads of it."""
 MOST_BYTES = 100_000
 FRONT = frozenset(
     ("target", "data", "max_drop", "optimize", "precision", "rank", "formats", "max_size", "max_latency", "out", "help")
 )
 """Options of a build that its help shows first."""
+CHECK_HEAD = """\
+# By how much a figure may exceed that of the base of `edgepack check`.
+"""
 HEAD = """\
 # What `edgepack build` does in this folder: its options by their names, without the dashes. Paths are from here.
 """
@@ -71,19 +79,10 @@ def read_project(path: Path, options: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         InputError: it is no mapping of options to words, numbers, or lists of these.
     """
-    import yaml
-
-    try:
-        raw = path.read_bytes()[: MOST_BYTES + 1]
-        if len(raw) > MOST_BYTES or b"&" in raw:
-            raise InputError(f"{path}: over {MOST_BYTES} bytes, or with anchors, which a list of options never needs")
-        document = yaml.safe_load(raw)
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError, yaml.YAMLError) as err:
-        raise InputError(f"{path}: {str(err).splitlines()[0]}", hint="write lines such as `target: rpi4`") from err
-    if not isinstance(document, Mapping):
-        raise InputError(f"{path}: found no options", hint="write lines such as `target: rpi4`")
     found: dict[str, Any] = {}
-    for key, value in document.items():
+    for key, value in _document(path).items():
+        if key == CHECK:
+            continue
         if key not in options:
             close = get_close_matches(str(key), options, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(options)}"
@@ -95,6 +94,34 @@ def read_project(path: Path, options: Mapping[str, str]) -> dict[str, Any]:
             )
         found[options[key]] = value if isinstance(value, bool | list) else str(value)
     return found
+
+
+def read_thresholds(path: Path) -> Thresholds:
+    """By how much figures may grow; where the file does not say, or is not there, as by default.
+
+    Raises:
+        InputError: it is no mapping, or a threshold makes no sense.
+    """
+    from edgepack.check.thresholds import STANDARD, parse_thresholds
+
+    document = _document(path) if path.is_file() else {}
+    return parse_thresholds(document[CHECK], f"{path}: {CHECK}") if CHECK in document else STANDARD
+
+
+def _document(path: Path) -> Mapping[Any, Any]:
+    """What stands in the file."""
+    import yaml
+
+    try:
+        raw = path.read_bytes()[: MOST_BYTES + 1]
+        if len(raw) > MOST_BYTES or b"&" in raw:
+            raise InputError(f"{path}: over {MOST_BYTES} bytes, or with anchors, which a list of options never needs")
+        document = yaml.safe_load(raw)
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError, yaml.YAMLError) as err:
+        raise InputError(f"{path}: {str(err).splitlines()[0]}", hint="write lines such as `target: rpi4`") from err
+    if not isinstance(document, Mapping):
+        raise InputError(f"{path}: found no options", hint="write lines such as `target: rpi4`")
+    return document
 
 
 @reporting(tables=False)
@@ -161,7 +188,11 @@ def _check_model(spec: str) -> None:
 
 
 def write_project(path: Path, options: Mapping[str, object]) -> None:
-    """Write the file."""
+    """Write the file, with the thresholds of a check as a comment."""
     import yaml
 
-    path.write_text(HEAD + yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    from edgepack.check.thresholds import STANDARD
+
+    words = ", ".join(f"{name}: {value}" for name, value in STANDARD.in_words().items())
+    text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)
+    path.write_text(f"{HEAD}{text}{CHECK_HEAD}# {CHECK}: {{{words}}}\n", encoding="utf-8")

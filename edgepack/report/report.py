@@ -23,8 +23,8 @@ Unit = Literal[
     "raw", "text", "list", "repeated", "yes", "mark", "clusters", "digest", "ratio", "fewer",
     # one number
     "bytes", "binary", "seconds", "count", "signed count", "misses", "integer", "percent", "share", "whole share",
-    "fine share", "times", "score", "change", "decibels", "loss", "fine loss", "gigabytes per second", "nanoseconds",
-    "gigahertz", "megahertz", "whole seconds",
+    "fine share", "growth", "times", "score", "change", "decibels", "loss", "fine loss",
+    "gigabytes per second", "nanoseconds", "gigahertz", "megahertz", "whole seconds",
     # several numbers in one cell
     "figures", "span", "drift", "shape", "of", "lost", "spread", "deviation", "cache", "bandwidth", "range",
 ]  # fmt: skip
@@ -213,10 +213,25 @@ Block = Told | Bars
 
 
 @dataclass(frozen=True)
+class Case:
+    """Something that was tested, for programs that collect tests.
+
+    Attributes:
+        group, name: of it.
+        failure: why it failed; empty where it passed.
+    """
+
+    group: str
+    name: str
+    failure: Line = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """All that a command has to say.
 
     Attributes:
+        cases: what was tested, where anything was.
         record: the JSON document; a value of the domain, not of the tables.
         command: the line that it answers; empty where no command was given.
     """
@@ -226,6 +241,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     record: Any = None
     command: str = ""
+    cases: tuple[Case, ...] = ()
 
     @property
     def drawn(self) -> tuple[Block, ...]:

@@ -1,4 +1,4 @@
-"""A report as text for a terminal, as markdown, CSV, JSON and HTML: the only places where figures become words.
+"""A report as text for a terminal, as markdown, CSV, JSON, HTML and XML: the only places where figures become words.
 
 A new way to write reports is a module here with a `render`, and its line in `RENDERERS`: every command that prints a
 report then offers it.
@@ -6,7 +6,7 @@ report then offers it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,12 +50,18 @@ TERMINAL = Renderer("terminal", "")
 
 HTML = Renderer("html", "Also write a page with charts to this file.", to_file=True)
 
+MARKDOWN = Renderer("markdown", "Print markdown tables.")
+
 RENDERERS = (
     Renderer("json", "Print JSON for machines.", for_machines=True),
-    Renderer("markdown", "Print markdown tables."),
+    MARKDOWN,
     Renderer("csv", "Print CSV, full precision, as one table."),
     HTML,
 )
+
+COMMENT = replace(MARKDOWN, help="Also write markdown to this file, for a pull request's comment.", to_file=True)
+JUNIT = Renderer("junit", "Also write JUnit's XML to this file, a case for each figure.", to_file=True)
+"""Of commands that test something, beside or in place of the others of their names."""
 
 
 def write_report(report: Report, renderer: Renderer, path: Path) -> None:

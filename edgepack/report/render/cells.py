@@ -52,6 +52,7 @@ WORDS: Mapping[Unit, Callable[[Any], str]] = {
     "share": lambda value: f"{value:.1%}",
     "whole share": lambda value: f"{value:.0%}",
     "fine share": lambda value: f"{value:.2%}",
+    "growth": lambda value: f"{value:+.1%}",
     "times": lambda value: f"{value:.1f}×",
     "score": units.score,
     "change": units.change,
