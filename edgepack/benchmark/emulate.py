@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -214,11 +216,10 @@ def _median_of(found: Sequence[tuple[int, int, Counts]], model: int) -> Counts:
 
 def _add_up(segments: Sequence[Segment], each: Sequence[Counts]) -> tuple[LayerCounts, ...]:
     """One entry per layer and part: a layer that stands in several places is the sum of them."""
-    sums: dict[tuple[str, bool], Counts] = {}
+    found: dict[tuple[str, bool], list[Counts]] = {}
     for segment, counts in zip(segments, each, strict=True):
-        key = segment.name, segment.layer
-        sums[key] = sums[key] + counts if key in sums else counts
-    return tuple(LayerCounts(name, layer, counts) for (name, layer), counts in sums.items())
+        found.setdefault((segment.name, segment.layer), []).append(counts)
+    return tuple(LayerCounts(name, layer, reduce(add, counts), len(counts)) for (name, layer), counts in found.items())
 
 
 def emulate_pack(

@@ -282,11 +282,13 @@ class LayerCounts:
 
     Attributes:
         layer: whether it is a layer of the manifest.
+        places: segments that were counted one by one, and added up; each has an error of its own.
     """
 
     name: str
     layer: bool
     counts: Counts
+    places: int = 1
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,8 @@ def _problems_of_variant(variant: EmulatedVariant, levels: tuple[str, ...]) -> I
         yield f"{len(variant.rounds)} rounds; expected 1 to {MAX_ROUNDS}"
     if len(variant.layers) > MAX_PARTS:
         yield f"{len(variant.layers)} layers; expected at most {MAX_PARTS}"
+    if any(part.places < 1 for part in variant.layers):
+        yield "a layer in no place"
     if len({(part.name, part.layer) for part in variant.layers}) != len(variant.layers):
         yield "two layers have the same name"
     if variant.agreement_db is not None and variant.agreement_db > MAX_AGREEMENT_DB:

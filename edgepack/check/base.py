@@ -63,13 +63,13 @@ def _check_out(against: str, pack: Path, out: Path) -> None:
     try:
         top = Path(_git(pack, "rev-parse", "--show-toplevel").decode().rstrip("\n"))
         commit = _git(top, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}").decode().strip()
+        folder = Path(place.strip("/")) if named else pack.resolve().relative_to(top.resolve())
+        blobs = dict(_blobs(top, commit, folder))
     except _RefusedError as err:
         raise PackError(
-            f"{against}: no such file or folder, and no git revision: {err}",
+            f"{against}: no such file or folder, and not in git: {err}",
             hint="a shallow checkout has one revision, and `git fetch` gets others; or give a pack's folder",
         ) from err
-    folder = Path(place.strip("/")) if named else pack.resolve().relative_to(top.resolve())
-    blobs = dict(_blobs(top, commit, folder))
     if MANIFEST not in blobs:
         raise PackError(
             f"{against}: found no {(folder / MANIFEST).as_posix()} in that revision",

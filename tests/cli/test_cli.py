@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from edgepack import errors
 from edgepack.cli import app, options
 from edgepack.cli.options import door, progress_bar, reporting, show
-from edgepack.report.render import RENDERERS, TERMINAL, Renderer
+from edgepack.report.render import COMMENT, JUNIT, RENDERERS, TERMINAL, Renderer
 from edgepack.report.report import Report
 from edgepack.workspace import silent
 
@@ -36,6 +36,8 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 
 COMMANDS = sorted(commands())
+FILES: dict[tuple[str, ...], tuple[Renderer, ...]] = {("check",): (COMMENT, JUNIT)}
+"""Of commands that have renderers of their own."""
 WITHOUT_TABLES = [("targets", "check"), ("init",), ("serve",)]
 JSON = next(renderer for renderer in RENDERERS if renderer.name == "json")
 
@@ -53,7 +55,8 @@ def test_help_has_an_example_and_the_shared_options(command: tuple[str, ...]) ->
     assert result.exit_code == 0
     assert f"Example: edgepack {' '.join(command)}" in result.stdout
     assert "--verbose" in result.stdout
-    for renderer in RENDERERS:
+    own = FILES.get(command, ())
+    for renderer in (*own, *(one for one in RENDERERS if one.name not in {each.name for each in own})):
         offered = renderer.for_machines or command not in WITHOUT_TABLES
         assert (renderer.option in result.stdout) is offered
         assert (renderer.help in " ".join(result.stdout.split())) is offered
@@ -95,6 +98,7 @@ def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
 
 ARGUMENTS = {
     ("bench",): ["pack"],
+    ("check",): ["pack"],
     ("build",): ["m.onnx", "--target", "rpi4"],
     ("compare",): ["pack"],
     ("emulator", "costs"): ["--target", "rpi4"],
@@ -109,7 +113,8 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in WITHOUT_TABLES], ids=" ".join)
 def test_one_rendering_at_a_time(command: tuple[str, ...]) -> None:
-    first, *others = every = [renderer.option for renderer in RENDERERS if not renderer.to_file]
+    to_file = {renderer.name for renderer in FILES.get(command, ())}
+    first, *others = every = [one.option for one in RENDERERS if not one.to_file and one.name not in to_file]
     for two in combinations(every, 2):
         result = CliRunner().invoke(app, [*command, *ARGUMENTS.get(command, []), *two])
         assert result.exit_code == 2

@@ -11,15 +11,17 @@ import json as parser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
 from edgepack.report import build, compare, devices, doctor, emulated, inspect, targets
-from edgepack.report.render import csv, json, markdown, terminal
+from edgepack.report.render import JUNIT, csv, json, markdown, terminal
 from edgepack.report.render.cells import WORDS, cell_text
 from edgepack.report.report import (
     Axis,
+    Case,
     Chart,
     Column,
     Field,
@@ -255,3 +257,16 @@ def test_names_in_data_end_in_their_si_unit() -> None:
     for column in found:
         if column.unit in SUFFIX:
             assert column.key.endswith(SUFFIX[column.unit]), column
+
+
+def test_cases_as_junit_are_counted_and_say_why_they_failed() -> None:
+    cases = (Case("b", "x"), Case("a", "<y> & z", ("grew by ", Figure(0.03, "growth"))), Case("a", "w"))
+    root = ElementTree.fromstring(JUNIT.render(Report(cases=cases)))
+    assert root.attrib == {"tests": "3", "failures": "1"}
+    assert [suite.attrib for suite in root] == [
+        {"name": "a", "tests": "2", "failures": "1"},
+        {"name": "b", "tests": "1", "failures": "0"},
+    ]
+    (failure,) = root.iter("failure")
+    assert failure.text == failure.get("message") == "grew by +3.0%"
+    assert [case.get("name") for case in root.iter("testcase")] == ["<y> & z", "w", "x"]
