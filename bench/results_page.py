@@ -14,6 +14,7 @@ HEADINGS: Mapping[str, str] = {
     "promise": "The drop that was allowed, on data that no build has seen",
     "front": "MNIST: bytes against accuracy",
     "same": "A pack against itself",
+    "check": "A check of a pack against itself",
     "dominance": "What another option of the same tool would have given",
     "importers": "ONNX operators in torch",
     "pairs": "Packs against dense int8, in fresh processes",
