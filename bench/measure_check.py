@@ -55,13 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     grown = built("perceptron", options.folder, RANKS[1])
     if "grown" not in rows:
         rows["grown"] = check(grown, bases["perceptron"], 0)
-    for number in range(options.repeats):
-        for name, base in bases.items():
-            own = rows.setdefault(name, [])
-            if number < options.repeats // FEWER.get(name, 1) and len(own) <= number and time.monotonic() < deadline:
-                own.append(check(base.with_suffix(""), base, 97 * number))
-                figures_file.store(KEPT, {"rows": rows})
-                print(f"{NAME}: {name} {len(own)} of {options.repeats}: {own[-1]['over']}", file=sys.stderr)
+    for name, base in bases.items():
+        own = rows.setdefault(name, [])
+        while len(own) < options.repeats // FEWER.get(name, 1) and time.monotonic() < deadline:
+            own.append(check(base.with_suffix(""), base, 97 * len(own)))
+            figures_file.store(KEPT, {"rows": rows})
+            print(f"{NAME}: {name} {len(own)}: {own[-1]['over']}", file=sys.stderr)
     stored = figures_file.store(KEPT, {"rows": rows})
     put_section(NAME, COMMAND, stored, render(rows))
 
@@ -79,7 +78,8 @@ def built(name: str, folder: Path, rank: int = RANKS[0]) -> Path:
 def taken(pack: Path) -> Path:
     """Its figures, as a base."""
     base = pack.with_name(f"{pack.name}.json")
-    base.write_text(json.dumps(run("check", str(pack), padding=0)))
+    if not base.exists():
+        base.write_text(json.dumps(run("check", str(pack), padding=0)))
     return base
 
 

@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -257,6 +257,16 @@ class Workspace:
     def warnings(self) -> tuple[str, ...]:
         """What the user should hear, in the order in which it came up."""
         return tuple(self._warnings)
+
+    def branch(self, name: str) -> Workspace:
+        """The same with temporary files and further warnings of its own; progress names it."""
+        folder = self.folder / name
+        folder.mkdir()
+
+        def progress(stage: str, done: int = 0, total: int = 0) -> None:
+            self.progress(f"{name}: {stage}", done, total)
+
+        return replace(self, folder=folder, progress=progress, _warnings=dict(self._warnings))
 
     def warn(self, message: str) -> None:
         """Keeps a warning, once."""

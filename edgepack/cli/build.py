@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,6 @@ from edgepack.cli.options import (
     Reasons,
     Seed,
     Std,
-    TargetName,
     TargetsFile,
     progress_bar,
     reporting,
@@ -52,7 +52,10 @@ METHODS_HELP = (
 @reporting()
 def build(
     model: Model,
-    target: TargetName,
+    target: Annotated[
+        str,
+        typer.Option("--target", help="Name from `edgepack targets list`, or host; or several: rpi4,rpi5,n100."),
+    ],
     data: Data = None,
     test: Annotated[
         Path | None, typer.Option("--test", help="Samples that the finished files are scored on, once.")
@@ -146,7 +149,10 @@ def build(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Pack folder, or the model file alone: small.onnx.", show_default="dist/MODEL.TARGET"
+            "--out",
+            "-o",
+            help="Pack folder, or the model file alone: small.onnx. Of several targets the folder of their packs.",
+            show_default="dist/MODEL.TARGET",
         ),
     ] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave the dense models out of the pack.")] = False,
@@ -171,7 +177,12 @@ def build(
     Writes a pack: a folder with the compressed model, its dense fp32 and int8 baselines, and a manifest with the reason
     for every layer.
 
+    With several targets it writes a pack for each, and a table of which file serves which. What comes before the plans
+    is done once for all.
+
     Example: edgepack build model.onnx --target rpi4 --data samples.npz --max-drop 0.5
+
+    Example: edgepack build model.onnx --target rpi4,rpi5,n100 --data samples.npz
     """
     require_model(model)
     require_samples(data)
@@ -187,11 +198,12 @@ def build(
     )
     from edgepack.sources.images import parse_images
     from edgepack.sources.inputs import parse_input
-    from edgepack.targets.file import get_target
+    from edgepack.targets.file import get_targets
 
+    targets = get_targets(target, targets_file)
     options = BuildOptions(
         model=model,
-        target=get_target(target, targets_file),
+        target=targets[0],
         data=data,
         test=test,
         optimize=optimize.value,
@@ -221,7 +233,9 @@ def build(
         inputs=tuple(parse_input(text) for text in inputs or ()),
         images=parse_images(image_size, mean, std, layout),
     )
-    if explore:
+    if len(targets) > 1:
+        _build_each(options, targets, output, explores=explore)
+    elif explore:
         _explore(options, output)
     else:
         _build(options, output, reasons=verbose)
@@ -237,6 +251,24 @@ def _build(options: BuildOptions, output: Renderer, *, reasons: bool) -> None:
         show(build_report(result.out, result.manifest, reasons=reasons), output)
     if result.failure is not None:
         raise result.failure
+
+
+def _build_each(options: BuildOptions, targets: Sequence[Target], output: Renderer, *, explores: bool) -> None:
+    from edgepack.errors import UsageError
+    from edgepack.pipeline.build import best_attempts, failure_of_some, for_targets
+    from edgepack.report.build_each import packs_report
+
+    if explores or options.pick:
+        raise UsageError(
+            f"--explore and --pick are for one target, found {len(targets)}", hint="give one of them with --target"
+        )
+    with progress_bar(output) as progress:
+        results = best_attempts(for_targets(options, targets), progress=progress)
+    failure = failure_of_some(results)
+    if failure is None or not output.for_machines:
+        show(packs_report(results), output)
+    if failure is not None:
+        raise failure
 
 
 def _explore(options: BuildOptions, output: Renderer) -> None:

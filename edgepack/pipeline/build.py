@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +34,10 @@ from edgepack.pipeline.explore import picked
 from edgepack.pipeline.limits import over_on_test, unmet_budget
 from edgepack.pipeline.manifest import Results, baseline_files, chosen_by, corner_entries, make_manifest, pack_file
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.prepare import Prepared, leaving_out, prepared, warn_of_refused
+from edgepack.pipeline.prepare import Prepared, leaving_out, prepared_each, warn_of_refused
 from edgepack.pipeline.search import Found, Planned, plan
 from edgepack.sources import model_name
+from edgepack.targets.target import Target
 from edgepack.workspace import Cache, Progress, file_bytes, silent
 
 if TYPE_CHECKING:
@@ -100,12 +101,76 @@ def best_attempt(options: BuildOptions, *, cache: Cache | None = None, progress:
             is written.
         DeviceError: a measurement failed; nothing is written.
     """
-    cache = cache or Cache(fresh=options.fresh)
-    out = out_folder(options)
-    if options.out is None:
-        check_own(out, options.model)
-    with _writing(out, options, cache) as folder, prepared(options, cache, progress) as ready:
-        record, failure = _fill(folder, ready)
+    return best_attempts([options], cache=cache, progress=progress)[0]
+
+
+def best_attempts(
+    targets: Sequence[BuildOptions], *, cache: Cache | None = None, progress: Progress = silent
+) -> list[BuildResult]:
+    """Build a pack for each of several targets. Those with the same arithmetic share all that comes before the plans:
+    opening the model, calibration, decompositions and predicted losses.
+
+    Args:
+        targets: at least one; options that differ in `target` and `out` alone.
+        cache: of results.
+        progress: told of what is going on.
+
+    Returns:
+        In the order of the targets.
+
+    Raises:
+        UsageError, InputError, DeviceError: see `best_attempt`; no pack is written then.
+    """
+    cache = cache or Cache(fresh=targets[0].fresh)
+    outs = [out_folder(options) for options in targets]
+    groups: dict[object, list[int]] = {}
+    for index, options in enumerate(targets):
+        groups.setdefault(options.analysis_key, []).append(index)
+        if options.out is None:
+            check_own(outs[index], options.model)
+    filled: dict[int, tuple[Manifest, BudgetError | None]] = {}
+    with ExitStack() as stack:
+        writing_each = [_writing(out, options, cache) for out, options in zip(outs, targets, strict=True)]
+        folders = [stack.enter_context(one) for one in writing_each]
+        for indices in groups.values():
+            with prepared_each([targets[index] for index in indices], cache, progress) as each:
+                filled |= {index: _fill(folders[index], ready) for index, ready in zip(indices, each, strict=True)}
+    return [_result(out, *filled[index]) for index, out in enumerate(outs)]
+
+
+def for_targets(options: BuildOptions, targets: Sequence[Target]) -> list[BuildOptions]:
+    """The options of one build for each of several targets, each with a folder of its own.
+
+    Args:
+        options: `out`, where it is given, is the folder that the packs go into.
+        targets: at least one.
+
+    Raises:
+        UsageError: `out` is a model file, or a target has no runtime for a format.
+    """
+    if options.file_format is not None:
+        raise UsageError(
+            f"--out {options.out} is one file, and {len(targets)} targets are asked for",
+            hint="give the folder that the packs are to go into",
+        )
+    each = [replace(options, target=target, out=None) for target in targets]
+    return each if options.out is None else [replace(one, out=options.out / out_folder(one).name) for one in each]
+
+
+def failure_of_some(results: Sequence[BuildResult]) -> BudgetError | None:
+    """One error that tells of every target whose budget is not met; None where all are."""
+    failed = [one for one in results if one.failure is not None]
+    if not failed:
+        return None
+    lines = [f"{one.manifest.target.name}: {one.failure.message}" for one in failed if one.failure is not None]
+    hints = dict.fromkeys(one.failure.hint for one in failed if one.failure is not None and one.failure.hint)
+    return BudgetError(
+        f"the budget is not met on {len(failed)} of {len(results)} targets: {'; '.join(lines)}",
+        hint="; ".join(str(hint) for hint in hints) or None,
+    )
+
+
+def _result(out: Path, record: Manifest, failure: BudgetError | None) -> BuildResult:
     if failure is not None:
         written = f"the best attempt is written to {out}"
         failure = BudgetError(failure.message, hint=written if failure.hint is None else f"{written}; {failure.hint}")

@@ -200,6 +200,13 @@ class BuildOptions:
         return (127, 63) if self.target.name == HOST else (63,)
 
     @property
+    def analysis_key(self) -> object:
+        """Equal for targets that one analysis of the model does for: the same arithmetic, codes and formats. Files that
+        take channels last are changed in their place, so that each target needs its own."""
+        own = self.target.name if self.channels_last else None
+        return self.exact, self.weight_grids, self.chosen_formats, own
+
+    @property
     def exact(self) -> bool:
         """Whether answers are computed with exact integer sums instead of this machine's own arithmetic."""
         return self.target.name != HOST

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +23,7 @@ from edgepack.pipeline.activations import Subject
 from edgepack.pipeline.analysis import Analysis, Question, analyze
 from edgepack.pipeline.candidates import (
     LayerCandidates,
+    Offer,
     Offered,
     make_candidates,
     make_offer,
@@ -39,7 +40,7 @@ from edgepack.pipeline.gradients import gradient_kind, weighed
 from edgepack.pipeline.latency_estimates import LatencyEstimates, make_estimates
 from edgepack.pipeline.method_fits import Alternatives, fit_alternatives
 from edgepack.pipeline.options import BuildOptions
-from edgepack.pipeline.recipe_score import RECIPE, check_recipe_metric, recipe_score
+from edgepack.pipeline.recipe_score import RECIPE, RecipeScore, check_recipe_metric, recipe_score
 from edgepack.pipeline.refit import Refitter, check_refit
 from edgepack.pipeline.replacements import Replacements
 from edgepack.pipeline.rounding import Rounder
@@ -92,6 +93,31 @@ class Prepared:
         return self.evaluator.file_evaluator.validation
 
 
+@dataclass(frozen=True)
+class _Analyzed:
+    """What all targets of a build share: the model, its data, what its layers may become, and what that loses.
+
+    Attributes:
+        options: of the first target, without what the samples do not allow.
+    """
+
+    options: BuildOptions
+    data: Data
+    test: Samples | None
+    methods: Methods
+    validation: EvaluationSet
+    confirmation: EvaluationSet | None
+    recipe: RecipeScore | None
+    files: Mapping[Format, Writer]
+    analysis: Analysis
+    layers: Mapping[str, Offered]
+    alternatives: Alternatives
+    offer: Offer
+    groups: Mapping[tuple[str, ...], Group]
+    replacements: Replacements
+    cross_validation: CrossValidation | None
+
+
 NO_LAYERS = (
     "no layer of the model can be factored (linear, convolution, or the inputs of a recurrent one): "
     "a pack holds its own graph, with weights in 8 bits where that is within the budget"
@@ -106,6 +132,23 @@ def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterato
         UsageError, InputError: bad arguments, model or data.
         DeviceError: the scheduler, or this machine as a device, failed.
     """
+    with prepared_each([options], cache, progress) as (ready,):
+        yield ready
+
+
+@contextmanager
+def prepared_each(targets: Sequence[BuildOptions], cache: Cache, progress: Progress) -> Iterator[Sequence[Prepared]]:
+    """The same for several targets: the model is opened, analyzed and its losses are predicted once for all.
+
+    Args:
+        targets: options that differ in target and `out` alone, of one `BuildOptions.analysis_key`.
+        cache: of results.
+        progress: told of what is going on.
+
+    Raises:
+        UsageError, InputError, DeviceError: see `prepared`.
+    """
+    options = targets[0]
     native_name = check_installed(options.model).native
     if options.metric == RECIPE:
         check_recipe_metric(options.model, test=options.test is not None)
@@ -118,10 +161,20 @@ def prepared(options: BuildOptions, cache: Cache, progress: Progress) -> Iterato
         workspace = stack.enter_context(opening)
         converted = [fmt for fmt in options.chosen_formats if fmt != native_name]
         engines = {fmt: stack.enter_context(backend(fmt).engine()) for fmt in converted}
-        yield _prepare(options, engines, workspace)
+        analyzed = _analyze(options, engines, workspace)
+        ready = [
+            _for_target(
+                analyzed,
+                replace(analyzed.options, target=one.target, out=one.out),
+                workspace if len(targets) == 1 else workspace.branch(one.target.name),
+            )
+            for one in targets
+        ]
+        analyzed.analysis.sensitivity.forget()  # every loss is predicted
+        yield ready
 
 
-def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Workspace) -> Prepared:
+def _analyze(options: BuildOptions, engines: Mapping[Format, Any], workspace: Workspace) -> _Analyzed:
     opened = _open(options, workspace)
     dense = native(opened.native).session(opened.content, {}, threads=THREADS)
     recipe = recipe_score(opened, dense) if options.metric == RECIPE else None
@@ -174,34 +227,62 @@ def _prepare(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         layers = without_factors(layers, alternatives)
     _warn_of_methods(options, methods, alternatives, workspace)
     offer = make_offer(analysis, layers, alternatives, tuple(files), workspace, has_data=validation.has_data)
+    groups = find_groups(analysis, offer, workspace) if _shares(options, methods, validation) else {}
+    return _Analyzed(
+        options=options,
+        data=data,
+        test=test,
+        methods=methods,
+        validation=validation,
+        confirmation=confirmation,
+        recipe=recipe,
+        files=files,
+        analysis=analysis,
+        layers=layers,
+        alternatives=alternatives,
+        offer=offer,
+        groups=groups,
+        replacements=_replacements(options, analysis, source, alternatives, groups, validation),
+        cross_validation=validated,
+    )
+
+
+def _for_target(analyzed: _Analyzed, options: BuildOptions, workspace: Workspace) -> Prepared:
+    """What the layers may become on one target, with what that takes there."""
+    analysis, files, methods, validation = analyzed.analysis, analyzed.files, analyzed.methods, analyzed.validation
+    opened = analysis.subject.opened
     estimates = make_estimates(
         options.target,
         opened,
-        data.validation,
+        analyzed.data.validation,
         tuple(files),
         workspace,
         precision=options.precision,
-        structures=None if options.rank == "auto" or methods.others else _in_place(layers),
+        structures=None if options.rank == "auto" or methods.others else _in_place(analyzed.layers),
     )
     all_candidates = {
-        fmt: make_candidates(one, analysis.layers, offer, estimates, options) for fmt, one in files.items()
+        fmt: make_candidates(one, analysis.layers, analyzed.offer, estimates, options) for fmt, one in files.items()
     }
-    groups = find_groups(analysis, offer, workspace) if _shares(options, methods, validation) else {}
-    all_candidates = {fmt: with_shared_input(own, files[fmt], groups, estimates) for fmt, own in all_candidates.items()}
+    all_candidates = {
+        fmt: with_shared_input(own, files[fmt], analyzed.groups, estimates) for fmt, own in all_candidates.items()
+    }
     if not opened.in_integers and _plans_tables(options, methods, validation):
         workspace.progress("embedding tables")
         all_candidates = {
             fmt: own + table_candidates(files[fmt], analysis, estimates, validation.metric, workspace)
             for fmt, own in all_candidates.items()
         }
-    analysis.sensitivity.forget()  # every loss is predicted
-    replacements = _replacements(options, analysis, source, alternatives, groups, validation)
+    alternatives, recipe = analyzed.alternatives, analyzed.recipe
     file_evaluator = FileEvaluator(validation, opened, workspace.folder)
     aim: Aim = options.optimize if methods.pairs or alternatives.only_save_bytes is None else "size"
     judged = options.metric if recipe is None else recipe.key
     file_key = digest(analysis.key, *validation.reference, validation.samples.labels, judged, options.confidence)
-    evaluator = Evaluator(options, analysis, replacements, file_evaluator, confirmation, aim, file_key, workspace)
-    return Prepared(evaluator, data, test, files, estimates, all_candidates, validated)
+    evaluator = Evaluator(
+        options, analysis, analyzed.replacements, file_evaluator, analyzed.confirmation, aim, file_key, workspace
+    )
+    return Prepared(
+        evaluator, analyzed.data, analyzed.test, files, estimates, all_candidates, analyzed.cross_validation
+    )
 
 
 def of_any_shape(options: BuildOptions, workspace: Workspace) -> BuildOptions:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from edgepack.backends.registry import FORMATS, KnownFormat, KnownRuntime
-from edgepack.errors import TargetsError
+from edgepack.errors import TargetsError, UsageError
 from edgepack.targets.target import HOST, Bandwidth, Cache, Cluster, Ipc, KnownBad, Problem, Source, Target, suggestion
 from edgepack.workspace import shipped
 
@@ -486,6 +486,20 @@ def get_target(name: str, path: Path | None = None) -> Target:
         f'unknown target "{name}"' + (f": {near}" if near else ""),
         hint=f"known targets: {', '.join(names)}",
     )
+
+
+def get_targets(names: str, path: Path | None = None) -> list[Target]:
+    """Targets by their names with commas between them: `rpi4,rpi5`.
+
+    Raises:
+        UsageError: one is named twice.
+        TargetsError: see `get_target`.
+    """
+    listed = [name.strip() for name in names.split(",")]
+    twice = next((name for name in listed if listed.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--target {names}: {twice} is named twice", hint="a target has one pack")
+    return [get_target(name, path) for name in listed]
 
 
 def check_file(path: Path) -> list[Problem]:
