@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ _WANTED = (MANIFEST, EXAMPLE, *(f"model.{fmt}" for fmt in FORMATS))
 """Files of a pack that a check reads."""
 _POINTER = b"version https://git-lfs"
 _FILE_MODES = ("100644", "100755")
+_OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+"""Where git runs a check as a hook, these say that the work tree is the current folder."""
 GIT_TIMEOUT_S = 300.0
 
 
@@ -103,7 +106,13 @@ def _git(folder: Path, *arguments: str) -> bytes:
     """What git prints."""
     command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_TIMEOUT_S)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=GIT_TIMEOUT_S,
+            env={name: value for name, value in os.environ.items() if name not in _OF_A_HOOK},
+        )
     except (OSError, subprocess.TimeoutExpired) as err:
         raise PackError(f"git does not run: {err}", hint="install git, or give a folder") from err
     if done.returncode:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgepack.check.base import opened_base
@@ -104,14 +104,13 @@ def check_pack(pack: Path, against: str | None, options: CheckOptions, progress:
             raise UsageError("nothing to measure against", hint="name a base with --against")
         return Checked(pack, None, _figures(pack, options, tell), None, options.thresholds, (), ())
     latencies: list[Latency] = []
-    with opened_base(against, pack) as found:
+    with opened_base(against, pack) as opened:
+        found = _asked(opened, options, against) if isinstance(opened, PackFigures) else opened
 
         def both() -> tuple[PackFigures, PackFigures]:
             own = _figures(pack, options, tell)
             return own, found if isinstance(found, PackFigures) else _figures(found, options, tell, lenient=True)
 
-        if isinstance(found, PackFigures):
-            _require_usable(found, options, against)
         own, base = both()
         _require_alike(own, base, against)
         if measuring is not None and isinstance(found, Path):
@@ -125,14 +124,15 @@ def check_pack(pack: Path, against: str | None, options: CheckOptions, progress:
 
 
 def _figures(pack: Path, options: CheckOptions, progress: Progress, *, lenient: bool = False) -> PackFigures:
-    """Of the asked formats; with `lenient`, of those that are there."""
+    """Of the asked formats; with `lenient`, of those that are there, if any."""
     formats = options.formats
     if lenient and formats is not None:
-        formats = [fmt for fmt in formats if (pack / f"model.{fmt}").is_file()] or None
+        formats = [fmt for fmt in formats if (pack / f"model.{fmt}").is_file()] or formats
     return take_figures(pack, options.target, formats, counted=options.counted, progress=progress)
 
 
-def _require_usable(base: PackFigures, options: CheckOptions, against: str) -> None:
+def _asked(base: PackFigures, options: CheckOptions, against: str) -> PackFigures:
+    """Figures that were written down, of the asked formats."""
     if options.measuring is not None:
         raise UsageError(
             f"{against} holds figures, and latency is measured with both files in turns",
@@ -145,6 +145,10 @@ def _require_usable(base: PackFigures, options: CheckOptions, against: str) -> N
             f"{against}: was counted on {base.target}, expected {options.target.name}",
             hint=f"--target {base.target} counts on the same",
         )
+    files = tuple(one for one in base.files if options.formats is None or one.format in options.formats)
+    if not files:
+        raise PackError(f"{against}: has figures of {', '.join(one.name for one in base.files)} alone")
+    return replace(base, files=files)
 
 
 def _require_alike(own: PackFigures, base: PackFigures, against: str) -> None:

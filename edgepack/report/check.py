@@ -48,7 +48,9 @@ def check_report(checked: Checked) -> Report:
         title=(_title(checked),),
         blocks=(_shown(checked), make_table(_EVERY, checked.changes, only="data", name="changes")),
         record=record,
-        cases=tuple(Case(f"{checked.pack.name}.{one.file}", _case(one), _failure(one)) for one in checked.changes),
+        cases=tuple(
+            Case(f"{checked.pack.resolve().name}.{one.file}", _case(one), _failure(one)) for one in checked.changes
+        ),
     )
 
 

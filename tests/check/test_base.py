@@ -44,7 +44,10 @@ def contents(against: str, pack: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("against", ["main", "HEAD", "main:dist/mlp.rpi4", "main:dist/mlp.rpi4/"])
-def test_of_a_revision_the_files_are_taken_that_a_check_reads(against: str, pack: Path) -> None:
+def test_of_a_revision_the_files_are_taken_that_a_check_reads(
+    against: str, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_DIR", str(pack.parent.parent / ".git"))  # as in a hook
     assert contents(against, pack) == {"manifest.json": "{}", "model.onnx": "old"}
     assert (pack / "model.onnx").read_text() == "new"
 

@@ -129,6 +129,24 @@ def test_figures_of_another_target_are_no_base(packs: tuple[Path, Path], tmp_pat
     assert_fails(invoke("check", packs[0], "--against", path), 3, ["holds no counts"])
 
 
+def test_of_figures_those_of_the_asked_formats_are_the_base(packs: tuple[Path, Path], tmp_path: Path) -> None:
+    document = json.loads(invoke("check", packs[0], "--no-counts", "--json").out)
+    (file,) = document["figures"]["files"]
+    (path := tmp_path / "base.json").write_text(
+        json.dumps({**document, "figures": {**document["figures"], "files": [file, {**file, "format": "tflite"}]}})
+    )
+    gone = invoke("check", packs[0], "--against", path, "--no-counts")
+    assert_fails(gone, 6, [r"against .*: model\.tflite$"])
+    assert "the pack has no such file any more" in gone.out
+    asked = invoke("check", packs[0], "--against", path, "--no-counts", "--formats", "onnx")
+    assert asked.code == 0, asked.err
+    path.write_text(
+        json.dumps({**document, "figures": {**document["figures"], "files": [{**file, "format": "tflite"}]}})
+    )
+    done = invoke("check", packs[0], "--against", path, "--no-counts", "--formats", "onnx")
+    assert_fails(done, 3, [r"has figures of model\.tflite alone"], hint=False)
+
+
 def figures(instructions: float) -> PackFigures:
     return replace(BASE, files=(replace(FILE, counts=counts(instructions, 1e5)),))
 
