@@ -12,7 +12,7 @@ from edgepack.check.latency import Latency
 from edgepack.check.thresholds import Thresholds
 
 INSTRUCTIONS_NOISE = 250.0
-MISSES_NOISE = 64.0
+MISSES_NOISE = 200.0
 """Events by which two counts of one file, or of one place of a layer, may differ: growth by fewer is no finding,
 whatever share of the base's it is."""
 

@@ -25,7 +25,7 @@ class Thresholds:
 
     size: float = 0.01
     instructions: float = 0.01
-    misses: float = 0.02
+    misses: float = 0.03
     drop: float = 0.5
     latency: float = 0.1
 

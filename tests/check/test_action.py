@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,15 +81,33 @@ def test_a_pack_that_grew_fails_the_job_and_its_summary_says_why(tmp_path: Path,
     assert "error: no-such-branch: no such file or folder" in summary
 
 
+def test_the_image_has_another_name_where_its_runtimes_change(tmp_path: Path) -> None:
+    (step,) = [one for one in steps() if one.get("id") == "image"]
+
+    def name() -> str:
+        (output := tmp_path / "output").write_text("")
+        environment = {**os.environ, "ACTION_PATH": str(tmp_path), "GITHUB_OUTPUT": str(output)}
+        subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], env=environment, check=True, timeout=60)
+        return output.read_text()
+
+    folder = tmp_path / "runtimes" / "emulator"
+    shutil.copytree(ACTION.parent / "runtimes" / "emulator", folder)
+    before = name()
+    assert re.fullmatch(r"digest=[0-9a-f]{16}\n", before)
+    assert name() == before
+    (folder / "requirements.txt").write_text("numpy\n")
+    assert name() != before
+    (kept,) = [one["with"] for one in steps() if str(one.get("uses", "")).startswith("actions/cache")]
+    assert kept["path"] == "~/.cache/edgepack/emulator"
+    assert "steps.image.outputs.digest" in kept["key"]
+
+
 def test_what_the_step_before_installs_is_what_the_emulator_needs() -> None:
     from edgepack.emulator import programs
 
     (step,) = [one for one in steps() if one.get("name") == "Install"]
     wanted = programs.command("qemu-aarch64", "cc", "debootstrap").removeprefix("apt-get install ").split()
     assert set(wanted) <= set(step["run"].split())
-    (kept,) = [one["with"] for one in steps() if str(one.get("uses", "")).startswith("actions/cache")]
-    assert kept["path"] == "~/.cache/edgepack/emulator"
-    assert "runtimes/emulator/*" in kept["key"]
 
 
 def test_values_of_others_reach_no_shell_as_code() -> None:
