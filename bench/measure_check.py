@@ -25,7 +25,7 @@ KEPT = f"experiments/{NAME}"
 COMMAND = "python bench/measure_check.py"
 TARGET = "rpi4"
 RECIPES = {
-    "perceptron": "check_models.py:perceptron",
+    "perceptron": "mnist_mlp.py:deeper",
     "conv net": "mnist_cnn.py:recipe",
     "LSTM": "lstm_classifier.py:recipe",
 }

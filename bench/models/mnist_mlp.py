@@ -73,15 +73,20 @@ def train(images: Array, labels: Array, sizes: Sequence[int] = SIZES, seed: int 
     return model.eval()
 
 
-def recipe(seed: int = SEED) -> Recipe:
+def recipe(seed: int = SEED, sizes: Sequence[int] = SIZES) -> Recipe:
     """Train the model and hand it over with its digits; `evaluate` is accuracy in percent on the held-out thousand."""
     train_x, train_y, test_x, test_y = digits()
 
     def evaluate(predict: Callable[..., Array]) -> float:
         return float((predict(test_x).argmax(axis=1) == test_y).mean() * 100)
 
-    model = train(train_x, train_y, seed=seed)
+    model = train(train_x, train_y, sizes, seed)
     return Recipe(model, (torch.zeros(1, 784),), {"x": train_x, "y": train_y}, evaluate)
+
+
+def deeper() -> Recipe:
+    """784-512-512-10: with a layer in its middle."""
+    return recipe(sizes=(*SIZES[:2], *SIZES[1:]))
 
 
 def second() -> Recipe:
