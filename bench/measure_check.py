@@ -33,12 +33,15 @@ FEWER = {"LSTM": 4}
 """A check of it takes so many times as long, and it is checked less often by that."""
 LAYER, RANKS = "2.weight", (192, 198)
 """The layer of 512×512 whose rank grows by 3.1 %."""
-ABOUT = """*Perceptron*: 784-512-512-10, its middle layer at rank 192, all else dense; *conv net*: that of the section
-on real digits; *LSTM*: two layers, unrolled in ONNX, whose layers stand in many places. Each is checked against its own
-counts of an earlier process (`edgepack check PACK --against base.json`), in an environment of another size each time,
-while other programs keep the machine busy (*load*: mean number of processes that want a CPU, of two). *Alarms*: checks
-that ended with exit code 6. *Widest*: the largest growth of a figure in any check, of those with at least 10,000
-instructions or 1,000 misses."""
+DESCRIBED = {
+    "perceptron": f"784-512-512-10, its middle layer at rank {RANKS[0]} in int8, all else dense in fp32",
+    "conv net": "that of the section on real digits",
+    "LSTM": "two layers, unrolled in ONNX, whose layers stand in many places",
+}
+ABOUT = """Each pack is checked against its own counts of an earlier process (`edgepack check PACK --against base.json`,
+ONNX and TFLite), in an environment of another size each time, while other programs keep the machine busy (*load*: mean
+number of processes that want a CPU, of two). *Alarms*: checks that ended with exit code 6. *Widest*: the largest change
+of a figure in any check, of those with at least 10,000 instructions or 1,000 misses."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -129,7 +132,9 @@ def render(rows: Mapping[str, Any]) -> str:
     found = [[file, part or "whole file", what, f"{100 * growth:+.1f} %"] for file, part, what, growth in
              rows["grown"]["over"]]  # fmt: skip
     grew = markdown_table(["file", "part", "figure", "growth"], found, right=["growth"])
-    return f"{ABOUT}\n\n{markdown_table(headers, lines, right=headers[1:])}\n\nFound with rank {RANKS[1]}:\n\n{grew}"
+    described = "; ".join(f"*{name}*: {DESCRIBED[name]}" for name in RECIPES if rows.get(name))
+    table = markdown_table(headers, lines, right=headers[1:])
+    return f"{ABOUT} {described}.\n\n{table}\n\nThe perceptron with rank {RANKS[1]}, 3.1 % more:\n\n{grew}"
 
 
 if __name__ == "__main__":
