@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from edgepack.errors import InputError
+from edgepack.sealed import is_whole_json
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict, TypeAdapter
@@ -93,6 +94,10 @@ def read_json(
         raise InputError(f"{path}: cannot read the {what}: {err.strerror}") from err
     if len(raw) > max_bytes:
         raise InputError(f"{path}: a {what} of over {max_bytes >> 20} MiB, more than edgepack ever writes")
+    if not is_whole_json(raw):
+        raise InputError(
+            f"{path}: the {what} is damaged: its SHA-256 is another than when it was written", hint="remove it"
+        )
     try:
         found = TypeAdapter(kind).validate_json(raw)
     except ValidationError as err:

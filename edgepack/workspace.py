@@ -7,27 +7,33 @@ step, version and value. A cache entry is written atomically, and a damaged one 
 
 from __future__ import annotations
 
-import errno
 import gc
 import hashlib
 import json
-import os
-import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from edgepack.errors import OutputError, StableDeviceError
+from edgepack.cache import ARRAYS as ARRAYS
+from edgepack.cache import DAMAGED as DAMAGED
+from edgepack.cache import PARTS as PARTS
+from edgepack.cache import RECORD as RECORD
+from edgepack.cache import Cache as Cache
+from edgepack.cache import Store as Store
+from edgepack.cache import arrays_store as arrays_store
+from edgepack.cache import atomic_path as atomic_path
+from edgepack.cache import default_root as default_root
+from edgepack.cache import load_arrays as load_arrays
+from edgepack.cache import record_store as record_store
+from edgepack.errors import StableDeviceError
+from edgepack.scratch import held_folder, sweep, system_folder
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-    from edgepack.model.types import Array
     from edgepack.workers import Workers
 
 V = TypeVar("V")
@@ -38,19 +44,6 @@ TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch")
 
 FITTERS = ("numpy", "scipy", "scikit-learn", "pillow")
 """What the fits of methods other than factorizers depend on."""
-
-DAMAGED = (
-    ValueError,
-    TypeError,
-    LookupError,
-    OSError,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What reading an entry fails with that is cut short, or holds something else than expected."""
 
 
 class Progress(Protocol):
@@ -65,53 +58,6 @@ class Progress(Protocol):
 
 def silent(stage: str, done: int = 0, total: int = 0) -> None:
     """Ignore all progress."""
-
-
-@dataclass(frozen=True)
-class Store(Generic[R]):
-    """How a result is kept as one file: `write(result, path)`, and `read(path)`, which raises where it is damaged."""
-
-    suffix: str
-    write: Callable[[R, Path], None]
-    read: Callable[[Path], R]
-
-
-def arrays_store(pack: Callable[[R], Mapping[str, Array]], unpack: Callable[[dict[str, Array]], R]) -> Store[R]:
-    """Kept as named arrays in an `.npz`. `unpack` gives back, bit for bit, what `pack` was given."""
-
-    def write(result: R, path: Path) -> None:
-        import numpy as np
-
-        with path.open("wb") as stream:
-            np.savez(stream, **pack(result))  # type: ignore[arg-type]
-
-    return Store(".npz", write, lambda path: unpack(load_arrays(path)))
-
-
-def record_store(pack: Callable[[R], Any], unpack: Callable[[Any], R]) -> Store[R]:
-    """Kept as JSON. `unpack` gives back what `pack` was given."""
-
-    def write(result: R, path: Path) -> None:
-        path.write_text(json.dumps(pack(result)))
-
-    return Store(".json", write, lambda path: unpack(json.loads(path.read_text())))
-
-
-def load_arrays(path: Path) -> dict[str, Array]:
-    """The named arrays of an entry."""
-    import numpy as np
-
-    # Opened here: numpy leaves a damaged file open.
-    with path.open("rb") as source, np.load(source, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def _same(result: R) -> R:
-    return result
-
-
-ARRAYS: Store[dict[str, Array]] = arrays_store(_same, _same)
-RECORD: Store[Any] = record_store(_same, _same)
 
 
 def _nothing(value: object) -> float:
@@ -170,68 +116,6 @@ class Keyed(Generic[V]):
 
     key: Any
     make: Callable[[], V] = _no_value
-
-
-class Cache:
-    """Entries on disk by step and key.
-
-    With `fresh`, nothing older is read, but results are stored for the next run, and this object reads what it stored.
-    """
-
-    def __init__(self, root: Path | None = None, *, fresh: bool = False) -> None:
-        self.root = root or default_root()
-        self.fresh = fresh
-        self.hits: list[str] = []
-        self._written: set[Path] = set()
-
-    def path(self, step: str, key: str, suffix: str) -> Path:
-        """Where the entry is, or would be."""
-        return self.root / step / key[:2] / f"{key}{suffix}"
-
-    def has(self, step: str, key: str, suffix: str) -> bool:
-        """Whether there is an entry that may be read."""
-        path = self.path(step, key, suffix)
-        return path.is_file() and (not self.fresh or path in self._written)
-
-    def read(self, step: str, key: str, store: Store[R]) -> R | None:
-        """The result under the key; None where it is absent or damaged."""
-        if not self.has(step, key, store.suffix):
-            return None
-        path = self.path(step, key, store.suffix)
-        try:
-            found = store.read(path)
-        except DAMAGED:
-            path.unlink(missing_ok=True)
-            return None
-        self.hits.append(step)
-        return found
-
-    def write(self, step: str, key: str, store: Store[R], result: R) -> None:
-        """Stores a result under the key.
-
-        Raises:
-            OutputError: the cache folder cannot be written.
-        """
-        path = self.path(step, key, store.suffix)
-        with atomic_path(path) as temporary:
-            store.write(result, temporary)
-        self._written.add(path)
-
-    def file(self, step: str, key: str, suffix: str, make: Callable[[Path], None], out: Path) -> Path:
-        """A file under the key, written by `make(path)` when absent, then copied to `out`.
-
-        Raises:
-            OutputError: the cache folder cannot be written.
-        """
-        path = self.path(step, key, suffix)
-        if self.has(step, key, suffix):
-            self.hits.append(step)
-        else:
-            with atomic_path(path) as temporary:
-                make(temporary)
-            self._written.add(path)
-        shutil.copyfile(path, out)
-        return out
 
 
 @dataclass(frozen=True)
@@ -361,7 +245,9 @@ def open_workspace(
     from edgepack.workers import workers
 
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgepack-")))
+        sweep(system_folder())
+        sweep(cache.root / PARTS)
+        folder = stack.enter_context(held_folder(Path(tempfile.gettempdir()), "build"))
         started = stack.enter_context(workers(scheduler))
         yield Workspace(cache, folder, seed, started, progress)
 
@@ -374,14 +260,6 @@ def _stored(step: Step[V, R]) -> Store[R]:
     if step.store is None:
         raise ValueError(f"results of {step.name} are not kept")
     return step.store
-
-
-def default_root() -> Path:
-    """`$EDGEPACK_CACHE`, else the user's cache folder."""
-    import platformdirs
-
-    override = os.environ.get("EDGEPACK_CACHE")
-    return Path(override) if override else platformdirs.user_cache_path("edgepack")
 
 
 def digest(*parts: Any) -> str:
@@ -447,44 +325,6 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved onto it when the block succeeds and removed when it fails.
-
-    Raises:
-        OutputError: nothing can be written there.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    except OSError as err:
-        raise _unwritable(path, err) from err
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as err:
-        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise _unwritable(path, err) from err
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _unwritable(path: Path, err: OSError) -> OutputError:
-    return OutputError(
-        f"cannot write to {path.parent}: {err.strerror}", hint="set EDGEPACK_CACHE to a folder that can be written"
-    )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager

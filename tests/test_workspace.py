@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from edgepack.backends.onnx.schemes import INT8_DYNAMIC, NBITS4
 from edgepack.errors import OutputError
 from edgepack.model.structure import DENSE, low_rank
+from edgepack.sealed import seal
 from edgepack.workers.local import LocalProcesses
 from edgepack.workspace import (
     ARRAYS,
@@ -273,15 +274,18 @@ def test_an_entry_that_holds_something_else_is_made_again(tmp_path: Path) -> Non
     step = Step("point", 1, Maker({"x": 1}), record_store(lambda point: point, lambda read: {"x": read["x"]}))
     at(tmp_path).cached(step, "k")
     (path,) = files(tmp_path)
+    whole = path.read_bytes()
     path.write_text("[1, 2]")
+    seal(path)
     assert at(tmp_path).cached(step, "k") == {"x": 1}
-    assert path.read_text() == '{"x": 1}'
+    assert path.read_bytes() == whole
 
 
 def test_pickles_in_the_cache_are_not_read(tmp_path: Path) -> None:
     path = Cache(tmp_path).path("a", at(tmp_path).key(Step("a", 1, Maker(0), ARRAYS), "k"), ".npz")
     path.parent.mkdir(parents=True)
     np.savez(path, x=np.array([{}], dtype=object))
+    seal(path)
     assert arrays(tmp_path, Maker({"x": np.ones(1)}))["x"] == 1
 
 
@@ -298,7 +302,8 @@ def test_atomic_path_replaces_only_at_the_end(tmp_path: Path) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text("one")
         assert not path.exists()
-        assert temporary.parent == path.parent
+        assert temporary.parent.parent == path.parent
+        assert temporary.name == path.name
         inode = temporary.stat().st_ino
     assert path.stat().st_ino == inode, "moved, not copied"
 

@@ -19,6 +19,7 @@ from edgepack.emulator.plugin import cache_arguments
 from edgepack.errors import TargetsError
 from edgepack.model.point import Point, conv_point, is_convolution, is_linear, linear_point
 from edgepack.model.scheme import Scheme
+from edgepack.sealed import sealed_json
 from edgepack.targets.target import Target
 from edgepack.validation import plain_ascii, read_json
 from edgepack.workspace import atomic_path, default_root
@@ -212,7 +213,7 @@ def save_table(table: CostTable, path: Path) -> None:
         OutputError: the folder cannot be written.
     """
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(asdict(table), allow_nan=False, separators=(",", ":")) + "\n")
+        temporary.write_text(sealed_json(json.dumps(asdict(table), allow_nan=False, separators=(",", ":"))))
 
 
 def load_table(path: Path) -> CostTable:

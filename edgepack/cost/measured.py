@@ -19,6 +19,7 @@ from edgepack.errors import InputError
 from edgepack.model.point import Point, conv_point, is_convolution, is_linear, linear_point, linear_point_in
 from edgepack.model.scheme import Format, Scheme
 from edgepack.model.structure import structure_of
+from edgepack.sealed import sealed_json
 from edgepack.targets.target import Cluster, Target
 from edgepack.validation import plain_ascii, read_json
 from edgepack.workspace import atomic_path, default_root, digest
@@ -348,7 +349,7 @@ def save_measured(table: MeasuredTable, root: Path | None = None) -> MeasuredTab
         ),
     )
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(asdict(content), allow_nan=False, separators=(",", ":")) + "\n")
+        temporary.write_text(sealed_json(json.dumps(asdict(content), allow_nan=False, separators=(",", ":"))))
     return both
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from edgepack.backends.registry import FORMATS
 from edgepack.errors import OutputError
 from edgepack.model.scheme import Format
+from edgepack.scratch import exchange, held_folder, sweep
 from edgepack.workspace import RECORD, Cache, file_digest
 
 MANIFEST = "manifest.json"
@@ -76,15 +76,11 @@ def writing_file(out: Path, fmt: Format, source: str, cache: Cache) -> Iterator[
 
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, from which things are moved there; it is gone after the block."""
-    with _disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        with _disk_errors(out):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """A temporary folder beside `out`, from which things are moved there; it is gone after the block, and so is what
+    processes left there that were killed."""
+    with _disk_errors(out), ExitStack() as stack:
+        sweep(out.parent)
+        yield stack.enter_context(held_folder(out.parent, out.name))
 
 
 def _require_own(out: Path, source: str, known: Cache) -> None:
@@ -138,19 +134,21 @@ def _models(folder: Path) -> dict[str, str]:
 
 
 def _replace(folder: Path, out: Path) -> None:
+    """Puts the new pack in the place of the old one, in one step where the system can: a kill at any point leaves one
+    of the two."""
     if not out.exists():
-        os.replace(folder, out)
+        try:
+            os.replace(folder, out)
+            return
+        except OSError as err:
+            if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another build has come before this one
+                raise
+    if exchange(folder, out):
         return
-    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
-    try:
+    with held_folder(out.parent, f"{out.name}.old") as aside:
         os.replace(out, aside / "pack")
-    except OSError:
-        aside.rmdir()
-        raise
-    try:
-        os.replace(folder, out)
-    except OSError:
-        os.replace(aside / "pack", out)
-        aside.rmdir()
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+        try:
+            os.replace(folder, out)
+        except OSError:
+            os.replace(aside / "pack", out)
+            raise

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from edgepack.model.serialize import packed_part, unpacked_part
 from edgepack.model.types import Alternative, Array
 from edgepack.pipeline.analysis import Analysis
 from edgepack.plan.loss import exact_loss, pair_losses
+from edgepack.sealed import unsealed
 from edgepack.workspace import DAMAGED, FITTERS, Keyed, Step, Store, Workspace, load_arrays
 
 SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
@@ -58,7 +60,9 @@ class Fit:
             OutputError: the cache lost it.
         """
         try:
-            return unpacked_part({name: array for name, array in load_arrays(self.path).items() if name != _SAID})
+            return unpacked_part(
+                {name: array for name, array in load_arrays(BytesIO(unsealed(self.path))).items() if name != _SAID}
+            )
         except DAMAGED as err:
             raise _lost(self.path) from err
 
@@ -234,8 +238,8 @@ def _write(made: _Made, path: Path) -> None:
         np.savez(stream, **{_SAID: text, **made.arrays})  # type: ignore[arg-type]
 
 
-def _said(path: Path) -> _Made:
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+def _said(stream: IO[bytes]) -> _Made:
+    with np.load(stream, allow_pickle=False) as archive:
         return _Made(json.loads(archive[_SAID].tobytes()), {})
 
 

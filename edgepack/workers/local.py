@@ -15,6 +15,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from types import ModuleType
 from typing import Any, TypeVar
 
+from edgepack.lifeline import end_with
 from edgepack.workers.tasks import FLOPS_PER_S, Workers, alone, preparations
 
 R = TypeVar("R")
@@ -123,7 +124,10 @@ def _interrupts_held() -> Iterator[None]:
 def _begin_worker(*prepare: Callable[[], object]) -> None:
     """Leave Ctrl-C to the parent, and end when it does, however that happens; then call what tasks need first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        end_with(parent.sentinel)
+    threading.Thread(target=_end_with_parent, daemon=True).start()  # where there is no such signal, or it came before
     for function in prepare:
         function()
 

@@ -85,6 +85,7 @@ def test_a_failed_rename_brings_the_old_pack_back(tmp_path: Path, monkeypatch: p
             raise OSError(errno.ENOSPC, "no space")
         replace(source, target)
 
+    monkeypatch.setattr("edgepack.pack.folder.exchange", lambda one, other: False)
     monkeypatch.setattr("edgepack.pack.folder.os.replace", failing)
     with pytest.raises(OutputError, match="the disk is full"):
         build(out, {"model.onnx": b"2"}, "new")

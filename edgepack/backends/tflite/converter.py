@@ -20,6 +20,7 @@ import numpy as np
 
 from edgepack.backends.tflite.quantizer import check_mixture
 from edgepack.errors import ModelError
+from edgepack.lifeline import TiedProcess
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
 from edgepack.model.scheme import Scheme
@@ -316,7 +317,7 @@ class ConverterProcess:
 
     def __init__(self) -> None:
         self.holds: _Request | None = None
-        self._process: subprocess.Popen[str] | None = None
+        self._process: TiedProcess | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._ready = False
         self._begun: list[Mapping[str, Any]] = []
@@ -339,7 +340,7 @@ class ConverterProcess:
             return
         with self._log.open("wb") as log:
             # -P keeps the user's folder off sys.path: a file there must not shadow a library.
-            self._process = subprocess.Popen(
+            self._process = TiedProcess(
                 [sys.executable, "-P", "-m", "edgepack.backends.tflite.converter_worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -474,6 +475,8 @@ class ConverterProcess:
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
+        finally:
+            process.let_go()
 
 
 def _doing(request: Mapping[str, Any]) -> str:
