@@ -87,6 +87,17 @@ def sweep(parent: Path) -> list[Path]:
     return removed
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the same folder; where there are no locks, it does not."""
+    held = _lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
+
+
 def exchange(one: Path, other: Path) -> bool:
     """Two folders or files change places in one step; False where the system or the file system cannot.
 

@@ -10,11 +10,13 @@ from edgepack.cli import targets
 from edgepack.cli.bench import bench, compare
 from edgepack.cli.build import build, extract, inspect
 from edgepack.cli.check import check
+from edgepack.cli.clean import clean
 from edgepack.cli.join import join
 from edgepack.cli.machine import doctor, emulator_app
 from edgepack.cli.project import ProjectCommand, init
 from edgepack.cli.run import run
 from edgepack.cli.serve import serve
+from edgepack.scratch import own_temporary_folder
 
 app = typer.Typer(
     name="edgepack",
@@ -25,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(cls=ProjectCommand)(build)
-for _command in (inspect, run, bench, compare, check, serve, join, extract, init, doctor):
+for _command in (inspect, run, bench, compare, check, serve, join, extract, init, doctor, clean):
     app.command()(_command)
 app.add_typer(targets.app)
 app.add_typer(emulator_app)
@@ -50,4 +52,5 @@ def root(
 
 def main() -> None:
     """Entry point of the `edgepack` command."""
-    app()
+    with own_temporary_folder():
+        app()

@@ -12,7 +12,7 @@ from pathlib import Path
 from edgepack.backends.registry import FORMATS
 from edgepack.errors import OutputError
 from edgepack.model.scheme import Format
-from edgepack.scratch import exchange, held_folder, sweep
+from edgepack.scratch import alone_in, exchange, held_folder, sweep
 from edgepack.workspace import RECORD, Cache, file_digest
 
 MANIFEST = "manifest.json"
@@ -43,8 +43,9 @@ def writing(out: Path) -> Iterator[Path]:
     with _beside(out) as folder:
         yield folder
         folder.chmod(0o755)
-        _keep_results(out, folder)
-        _replace(folder, out)
+        with alone_in(out.parent):
+            _keep_results(out, folder)
+            _replace(folder, out)
 
 
 def file_format(out: Path | None) -> Format | None:
