@@ -26,6 +26,7 @@ HEADINGS: Mapping[str, str] = {
     "ranks": "Rules for the ranks of convolutions",
     "prices": "Predicted latencies against counts of whole files",
     "zoo": "Model files as people have them",
+    "faults": "Faults on purpose",
 }
 
 
