@@ -43,7 +43,8 @@ def render(rows: Mapping[str, Any]) -> str:
         what = f"SIGKILL at a random point of a build ({found['formats']}), then the same build again"
         through = f"{well} of {found['finished']} builds with the same bytes"
         rest = [
-            f"{found['outlived']} processes ran {DEATH_S:g} s after it, the slowest ended after {found['slowest_death_s']} s",
+            f"{found['outlived']} processes ran {DEATH_S:g} s after it",
+            f"the slowest ended after {found['slowest_death_s']} s",
             f"{len(found['left'])} things left over at the end",
             f"{found['torn']} torn packs",
         ]

@@ -57,6 +57,16 @@ def printable(value: Any) -> bool:
     return True
 
 
+def plain_text(text: str, most: int = 1000) -> str:
+    """A stranger's words for a message or a table: without characters that a terminal obeys, bounded, on one line."""
+    return "".join(c if c.isprintable() else "?" for c in text[:most])
+
+
+def plain_lines(text: str, most: int = 20_000) -> str:
+    """The same of several lines."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text[:most])
+
+
 @cache
 def _schema(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter

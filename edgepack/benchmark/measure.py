@@ -15,13 +15,15 @@ from edgepack.benchmark.schedule import Schedule
 from edgepack.devices.device import Device, Job, run_patiently
 from edgepack.errors import StableDeviceError
 from edgepack.model.scheme import Format
-from edgepack.validation import checked
+from edgepack.validation import checked, plain_text
 from edgepack.workspace import Progress, silent
 
 UNKNOWN_PACE_S = 1.0
 """Of an inference on a device that does not say: timeouts follow from it, and may be too long."""
 
 LOAD_TIMEOUT_S = 600.0
+LONGEST_S = 4 * 3600.0
+"""No process takes longer, whatever a device says of its pace: one that never answers holds a session no longer."""
 POLL_S = 10.0
 """Between two looks at the temperature: the look itself takes a second of one core."""
 
@@ -252,8 +254,9 @@ class Rig:
         return Expecting(f"{job.mode} of {job.model or job.format} on {self.device.name}")
 
     def run(self, job: Job) -> Mapping[str, Any]:
-        """Runs a job, and once more where the first failure may mend itself."""
-        return run_patiently(self.device, job)
+        """Runs a job, and once more where the first failure may mend itself. How long it may take follows from what the
+        device said, so it is bounded here."""
+        return run_patiently(self.device, replace(job, timeout_s=min(job.timeout_s, LONGEST_S)))
 
     def note(self, job: Job, report: Mapping[str, Any]) -> None:
         """Keeps what a report of a model says of its tool and its inputs.
@@ -323,7 +326,8 @@ class Expecting:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: object) -> None:
-        if isinstance(err, (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError)):
+        if isinstance(err, (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)):
             raise StableDeviceError(
-                f"{self._what}: the report is not as expected: {err!r}", hint="push the runner to the device again"
+                f"{self._what}: the report is not as expected: {plain_text(repr(err))}",
+                hint="push the runner to the device again",
             ) from err

@@ -39,7 +39,7 @@ from edgepack.benchmark.results import (
 from edgepack.benchmark.results_file import problems
 from edgepack.benchmark.schedule import FULL, QUICK, Schedule
 from edgepack.benchmark.stats import is_narrow
-from edgepack.devices.device import EVERY_MODE, Device
+from edgepack.devices.device import EVERY_MODE, Device, probed
 from edgepack.devices.facts import DeviceFacts, choose_cpus, cluster_of, facts_from_probe
 from edgepack.errors import DataError, ModelError, StableDeviceError, UsageError
 from edgepack.model.scheme import Format
@@ -116,7 +116,7 @@ def bench_variants(
     threads = settings.threads
     _check(variants, target, threads, inputs)
     formats = [fmt for fmt in FORMATS if any(variant.format == fmt for variant in variants)]
-    report = device.probe()
+    report = probed(device)
     facts = facts_from_probe(report, device.name)
     _require_latency(device)
     with Expecting(f"probe of {device.name}"):

@@ -21,6 +21,7 @@ import typer
 from edgepack import backends
 from edgepack.errors import EdgepackError, UsageError
 from edgepack.report.render import RENDERERS, TERMINAL, Renderer, write_report
+from edgepack.validation import plain_lines
 
 if TYPE_CHECKING:
     from edgepack.report.report import Report
@@ -216,9 +217,10 @@ def _report(kind: str, message: str, hint: str | None, code: int, output: Render
         error = {"kind": kind, "message": message, "hint": hint, "exit_code": code}
         show(Report(record={"error": error}), replace(output, files=()))
         return
-    typer.echo(f"{_colored('error', 'red')}: {message}", err=True)
+    # A message may hold words of a file or a device: none of them is for the terminal to obey.
+    typer.echo(f"{_colored('error', 'red')}: {plain_lines(message)}", err=True)
     if hint:
-        typer.echo(f"  {_colored('hint', 'cyan')}: {hint}", err=True)
+        typer.echo(f"  {_colored('hint', 'cyan')}: {plain_lines(hint)}", err=True)
 
 
 def _colored(word: str, color: str) -> str:

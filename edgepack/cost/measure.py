@@ -30,7 +30,7 @@ from edgepack.cost.measured import (
     save_measured,
 )
 from edgepack.cost.select import Shape
-from edgepack.devices.device import Device, Job, run_patiently
+from edgepack.devices.device import Device, Job, probed, run_patiently
 from edgepack.devices.facts import choose_cpus, facts_from_probe
 from edgepack.errors import StableDeviceError, TargetsError
 from edgepack.model.point import Point, linear_point, linear_point_in
@@ -140,16 +140,16 @@ class _Found:
 
 
 def _rig(device: Device, target: Target, threads: int, turns: Turns) -> _Rig:
-    report = device.probe()
+    report = probed(device)
     facts = facts_from_probe(report, device.name)
-    probed = target_from_probe(report, target.name)
+    found = target_from_probe(report, target.name)
     mark = device_fingerprint(report)
-    lacking = sorted(set(target.isa) - set(probed.isa))
+    lacking = sorted(set(target.isa) - set(found.isa))
     if not facts.is_target(target) or lacking:
         without = f" without {', '.join(lacking)}" if lacking else ""
-        cores = ", ".join(sorted({cluster.core for cluster in probed.clusters}))
+        cores = ", ".join(sorted({cluster.core for cluster in found.clusters}))
         raise TargetsError(
-            f"{device.name} is no {target.name}: found {probed.arch} {cores}{without}, expected {target.arch} "
+            f"{device.name} is no {target.name}: found {found.arch} {cores}{without}, expected {target.arch} "
             f"{target.main_cluster.core}",
             hint="measure on a device of that kind; this machine's own target is host",
         )

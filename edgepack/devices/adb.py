@@ -17,6 +17,7 @@ from pathlib import Path
 from edgepack.devices.local import Finished, run_client
 from edgepack.devices.ssh import Sent
 from edgepack.errors import DeviceError, LinkError, StableDeviceError, UsageError
+from edgepack.validation import plain_text
 
 ROOT = "/data/local/tmp/edgepack"
 """The shell's user may write there and run what lies there, on every Android."""
@@ -128,7 +129,7 @@ class AdbLink:
         if finished.returncode != 0:
             stderr = finished.stderr.decode(errors="replace")
             lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["no reason given"]
-            reason = write_failure(stderr) or lines[0][:300]
+            reason = write_failure(stderr) or plain_text(lines[0], 300)
             raise StableDeviceError(f"{what} on {self.name}: cannot write {there}: {reason}")
 
     def _greet(self, what: str) -> None:
@@ -184,7 +185,7 @@ class AdbLink:
 
     def _refusal(self, what: str, text: str) -> DeviceError:
         listed = [line.split() for line in _text(self._ask("devices")).splitlines()[1:] if line.strip()]
-        shown = ", ".join(" ".join(words[:2])[:100] for words in listed[:20]) or "none"
+        shown = ", ".join(plain_text(" ".join(words[:2]), 100) for words in listed[:20]) or "none"
         return refusal(what, self.name, text, seen=self._seen, devices=f"`adb devices` shows {shown}")
 
     def _client(self, arguments: Sequence[str], stdin: bytes, timeout_s: float, what: str) -> Finished:
@@ -227,7 +228,7 @@ def refusal(what: str, name: str, text: str, *, seen: bool, devices: str = "") -
     told = re.sub(
         r"^(adb: )?error: (failed to copy '.*' to '.*': )?", "", lines[0] if lines else "the connection ended"
     )
-    first = "".join(c if c.isprintable() else "?" for c in told)[:300]
+    first = plain_text(told, 300)
     where = f"{what} on {name}"
     if not seen and re.search(r"device '.*' not found|no devices(/emulators)? found", text):
         return StableDeviceError(
@@ -243,7 +244,7 @@ def refusal(what: str, name: str, text: str, *, seen: bool, devices: str = "") -
 def write_failure(text: str) -> str | None:
     """Why the device could not write what was pushed, None where adb failed for another reason."""
     found = re.search(rf"[^\n:]*(?:{_CANNOT_WRITE})[^\n]*", text)
-    return "".join(c if c.isprintable() else "?" for c in found[0].strip())[:300] if found else None
+    return plain_text(found[0].strip(), 300) if found else None
 
 
 _STABLE = (

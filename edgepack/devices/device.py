@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 from edgepack.backends.registry import FACTS
 from edgepack.errors import DataError, DeviceError, LinkError, StableDeviceError, TransientDeviceError
 from edgepack.model.scheme import Format
+from edgepack.validation import plain_text
 
 Mode = Literal["latency", "turns", "cold", "memory", "counters", "outputs", "marks", "sweep"]
 EVERY_MODE: frozenset[Mode] = frozenset(get_args(Mode))
@@ -132,6 +134,17 @@ class Device(Protocol):
         """Removes what `push` left behind; who made the device calls it."""
 
 
+def probed(device: Device) -> dict[str, Any]:
+    """The probe report of a device, with nothing in it but what its types say.
+
+    Raises:
+        DeviceError: see `Device.probe`; the report is not as expected.
+    """
+    from edgepack.targets.probe_report import checked_report
+
+    return checked_report(device.probe(), device.name)
+
+
 def run_patiently(device: Device, job: Job) -> Mapping[str, Any]:
     """Runs a job, and once more where the first failure may mend itself; a lost link was waited for already.
 
@@ -188,12 +201,7 @@ def read_reply(what: str, returncode: int, stdout: bytes, stderr: bytes) -> dict
 def last_lines(stderr: bytes, count: int = 3) -> str:
     """The last lines of stderr as the end of a message, empty where there are none."""
     lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
-    return "; last lines on stderr: " + " | ".join(_plain(line) for line in lines[-count:]) if lines else ""
-
-
-def _plain(text: str, most: int = 300) -> str:
-    """A device's words for a message: without control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text[:most])
+    return "; last lines on stderr: " + " | ".join(plain_text(line, 300) for line in lines[-count:]) if lines else ""
 
 
 def _died(what: str, number: int, tail: str) -> DeviceError:
@@ -207,14 +215,15 @@ def _died(what: str, number: int, tail: str) -> DeviceError:
 
 def _failed(what: str, error: Any, tail: str) -> DeviceError | DataError:
     kind = error.get("kind") if isinstance(error, dict) else None
-    message = _plain(str(error.get("message")), 1000) if isinstance(error, dict) else repr(error)[:300]
+    message = plain_text(str(error.get("message"))) if isinstance(error, dict) else repr(error)[:300]
     if kind == "inputs":
         return DataError(f"{what}: {message}", hint="check the names, shapes and dtypes of the example inputs")
     if kind == "runtime-missing":
         known = " or ".join(facts.runtimes[0] for facts in FACTS.values())
         return StableDeviceError(f"{what}: {message}", hint=f"install it in the device's Python: pip install {known}")
     if message.startswith("ModuleNotFoundError: No module named "):
-        module = message.split("'")[1] if "'" in message else "it"
-        return StableDeviceError(f"{what}: {message}", hint=f"install it in the device's Python: pip install {module}")
-    kind = _plain(str(kind))
+        module = re.search(r"'([A-Za-z0-9_.]{1,100})'", message)  # what is no name must not stand in a command
+        hint = "install it in the device's Python" + (f": pip install {module[1]}" if module else "")
+        return StableDeviceError(f"{what}: {message}", hint=hint)
+    kind = plain_text(str(kind), 300)
     return StableDeviceError(f"{what}: {message} ({kind}){tail if kind == 'failed' else ''}")

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from edgepack.backends.registry import FACTS
+from edgepack.devices.device import probed
 from edgepack.devices.facts import facts_from_probe
 from edgepack.devices.remote import RemoteDevice
 from edgepack.devices.shell import ShellFacts
@@ -141,7 +142,7 @@ def examine_device(device: RemoteDevice) -> list[Check]:
         checks.append(_throttled(facts.throttled))
     if facts.python is None:
         return checks
-    report = device.probe()
+    report = probed(device)
     checks.insert(1, _cpu(report, device.name))
     for facts_of_format in FACTS.values():
         first, *older = facts_of_format.runtimes

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgepack.errors import StableDeviceError, UsageError
 from edgepack.targets.target import HOST, Target
-from edgepack.validation import checked
+from edgepack.validation import checked, plain_text
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,9 @@ def facts_from_probe(report: Mapping[str, Any], device: str) -> DeviceFacts:
     Raises:
         StableDeviceError: the report lacks a field, or holds what cannot be.
     """
+    from edgepack.targets.probe_report import checked_report
+
+    report = checked_report(report, device)
     try:
         caches = [
             f"L{cache['level']} {cache['type']} {cache['size_bytes']} B {cache['ways']}-way, {len(cache['cpus'])} CPUs"
@@ -104,7 +107,8 @@ def facts_from_probe(report: Mapping[str, Any], device: str) -> DeviceFacts:
         return checked(found)
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise StableDeviceError(
-            f"{device}: the probe report is not as expected: {err!r}", hint="push the runner to the device again"
+            f"{device}: the probe report is not as expected: {plain_text(repr(err))}",
+            hint="push the runner to the device again",
         ) from err
 
 

@@ -15,6 +15,7 @@ from edgepack.devices.remote import RemoteDevice
 from edgepack.devices.shell import ShellFacts
 from edgepack.errors import DeviceError, LinkError, StableDeviceError, TransientDeviceError
 from edgepack.targets.target import Target
+from edgepack.validation import plain_text
 from edgepack.workspace import Progress, shipped, silent
 
 INSTALL_TIMEOUT_S = 1800.0
@@ -62,7 +63,7 @@ def install_runtimes(device: RemoteDevice, target: Target, progress: Progress = 
     installed = report.get("installed")
     if not isinstance(installed, dict) or not all(isinstance(text, str) for item in installed.items() for text in item):
         raise StableDeviceError(f"install on {device.name}: the report does not say what was installed")
-    return installed
+    return {plain_text(name, 100): plain_text(version, 100) for name, version in installed.items()}
 
 
 def requirements(target: Target) -> list[str]:
@@ -93,7 +94,7 @@ def download(wanted: Sequence[str], facts: ShellFacts, folder: Path) -> list[Pat
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
         raise TransientDeviceError(
             f"this machine cannot download wheels for {facts.machine}, Python {facts.python_version}, {facts.libc}: "
-            + lines[-1][:300],
+            + plain_text(lines[-1], 300),
             hint="connect this machine or the device to a network that has Python packages",
         )
     return sorted(folder.glob("*.whl"))

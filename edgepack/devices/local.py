@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +16,14 @@ from typing import IO, Any
 
 from edgepack.devices.device import EVERY_MODE, Job, last_lines, read_reply
 from edgepack.errors import StableDeviceError, TransientDeviceError
+from edgepack.lifeline import TiedProcess
 from edgepack.workspace import shipped
 
 PROBE_TIMEOUT_S = 300.0
 
 MAX_STDOUT_BYTES = 64 << 20
 MAX_STDERR_BYTES = 64 << 10
-_CHUNK = 1 << 16
+_CHUNK = 1 << 12
 
 
 class LocalDevice:
@@ -66,29 +69,19 @@ class LocalDevice:
     def _run(self, program: str, arguments: Sequence[str], what: str, timeout_s: float) -> dict[str, Any]:
         file = self._runner or shipped(f"runtimes/{program}")
         try:
-            process = subprocess.Popen(
-                [*self._python, str(file), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-                env=self._environment,
+            ended = run_client(
+                [*self._python, str(file), *arguments], timeout_s=timeout_s, environment=self._environment
             )
         except OSError as err:
             raise StableDeviceError(f"{what}: cannot start {self._python[0]}: {err.strerror}") from err
-        try:
-            stdout, stderr = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired as err:
-            kill_group(process)
-            tail = last_lines(process.communicate()[1])
+        if ended.overflow:
+            raise StableDeviceError(f"{what}: the answer is larger than any that edgepack expects")
+        if ended.returncode is None:
             raise TransientDeviceError(
-                f"{what}: no answer within {timeout_s:.0f} s, killed{tail}", hint="the machine may be busy; try again"
-            ) from err
-        finally:
-            if process.returncode is None:  # Ctrl-C or another error in the middle
-                kill_group(process)
-                process.communicate()
-        return read_reply(what, process.returncode, stdout, stderr)
+                f"{what}: no answer within {timeout_s:.0f} s, killed{last_lines(ended.stderr)}",
+                hint="the machine may be busy; try again",
+            )
+        return read_reply(what, ended.returncode, ended.stdout, ended.stderr)
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,7 @@ class Finished:
     Attributes:
         returncode: of the client; None where its time was up or its answer grew beyond all bounds, and it was killed.
         stdout: at most 64 MiB.
-        stderr: the first 64 KiB.
+        stderr: the last 64 KiB.
         overflow: stdout was longer than that.
     """
 
@@ -122,23 +115,29 @@ def run_client(
     Raises:
         OSError: the program cannot be started.
     """
-    process = subprocess.Popen(
+    process = TiedProcess(
         list(command),
         stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        start_new_session=True,
         env=environment,
     )
-    out, err = _Reader(process, process.stdout, MAX_STDOUT_BYTES, kill=True), _Reader(process, process.stderr)
+    ended = _ended_fd(process)
+    out, err = (
+        _Reader(process, process.stdout, ended, MAX_STDOUT_BYTES, kill=True),
+        _Reader(process, process.stderr, ended),
+    )
     threads = [threading.Thread(target=reader.run, daemon=True) for reader in (out, err)]
     if stdin:
         threads.append(threading.Thread(target=_feed, args=(process.stdin, stdin), daemon=True))
     for thread in threads:
         thread.start()
-    in_time = True
     try:
+        if ended is not None:  # asleep until then: `wait` would look twenty times a second, beside what is measured
+            select.select([ended], [], [], timeout_s)
+            timeout_s = 0.0
         process.wait(timeout_s)
+        in_time = True
     except subprocess.TimeoutExpired:
         in_time = False
     finally:
@@ -146,42 +145,68 @@ def run_client(
             kill_group(process)
         for thread in threads:
             thread.join(timeout=5.0)
-        for pipe in (process.stdout, process.stderr):
-            if pipe is not None and not any(thread.is_alive() for thread in threads[:2]):
-                pipe.close()
-    ended = process.returncode if in_time and not out.overflow else None
-    return Finished(ended, b"".join(out.kept), b"".join(err.kept), out.overflow)
+        for file in (process.stdout, process.stderr):
+            if file is not None:
+                file.close()
+        if ended is not None:
+            os.close(ended)
+        process.let_go()
+    returncode = process.returncode if in_time and not out.overflow else None
+    return Finished(returncode, b"".join(out.kept), b"".join(err.kept), out.overflow)
+
+
+def _ended_fd(process: subprocess.Popen[bytes]) -> int | None:
+    """A descriptor that can be read once the process has ended; None where the system has none."""
+    try:
+        return os.pidfd_open(process.pid)
+    except (AttributeError, OSError):
+        return None
 
 
 class _Reader:
-    """Reads a pipe to its end and keeps a bounded part; beyond the bound the process may be killed."""
+    """Reads a pipe and keeps a bounded part, the start of an answer or the end of a log; beyond the bound of an answer
+    the process is killed. It ends with the pipe, or once the process has ended and there is nothing more to read: what
+    that left behind in a session of its own may hold the pipe for good.
+    """
 
     def __init__(
         self,
         process: subprocess.Popen[bytes],
         pipe: IO[bytes] | None,
+        ended: int | None,
         most: int = MAX_STDERR_BYTES,
         *,
         kill: bool = False,
     ) -> None:
         self._process = process
         self._pipe = pipe
+        self._ended = ended
         self._most = most
         self._kill = kill
-        self.kept: list[bytes] = []
+        self.kept: deque[bytes] = deque()
         self.overflow = False
 
     def run(self) -> None:
         size = 0
-        while self._pipe is not None and (chunk := os.read(self._pipe.fileno(), _CHUNK)):
-            if size + len(chunk) > self._most:
-                self.overflow = True
-                if self._kill:
-                    kill_group(self._process)
-                    return
-                chunk = chunk[: self._most - size]
+        while chunk := self._next():
             self.kept.append(chunk)
             size += len(chunk)
+            if size > self._most and self._kill:
+                self.overflow = True
+                kill_group(self._process)
+                return
+            while size > self._most:
+                size -= len(self.kept.popleft())
+
+    def _next(self) -> bytes:
+        """What comes next; empty where nothing more will."""
+        if self._pipe is None:
+            return b""
+        wanted = [self._pipe.fileno()] + ([] if self._ended is None else [self._ended])
+        ready = select.select(wanted, [], [])[0]
+        if wanted[0] not in ready:  # it has ended; what it wrote last may have come meanwhile
+            ready = select.select(wanted[:1], [], [], 0.0)[0]
+        return os.read(wanted[0], _CHUNK) if wanted[0] in ready else b""
 
 
 def _feed(pipe: IO[bytes] | None, data: bytes) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from edgepack.devices.device import last_lines
 from edgepack.devices.shell import ShellFacts
 from edgepack.errors import StableDeviceError
+from edgepack.validation import plain_lines
 
 # The part numbers of cpuinfo by core, as the runner has them.
 ARM_PARTS = {
@@ -334,7 +335,7 @@ def _check(
 
 
 def _unexpected(what: str, text: str, expected: str) -> StableDeviceError:
-    clean = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    clean = plain_lines(text[-20_000:])
     found = last_lines(clean.encode()).removeprefix("; last lines on stderr: ")[:600] or "nothing"
     return StableDeviceError(
         f"{what}: the tool's output is not as expected: found {found!r}; expected {expected}",

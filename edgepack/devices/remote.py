@@ -19,7 +19,7 @@ from typing import Any
 
 from edgepack.devices.device import EVERY_MODE, Job, read_reply
 from edgepack.devices.local import PROBE_TIMEOUT_S
-from edgepack.devices.shell import DeviceShell, ShellFacts, printable
+from edgepack.devices.shell import DeviceShell, ShellFacts, printable, whole_number
 from edgepack.devices.ssh import Link
 from edgepack.errors import DeviceError, LinkError, StableDeviceError, TransientDeviceError
 from edgepack.workspace import Progress, file_digest, shipped, silent
@@ -200,9 +200,10 @@ class RemoteDevice:
                 "attend", key, str(WAIT_S), str(expect), limit, *command, what=call, timeout_s=3 * WAIT_S
             )
             status, _, rest = answer.partition(b"\n")
-            words = printable(status).split()
-            if len(words) == 5 and words[0] == "done" and all(word.isdecimal() for word in words[1:4]):
-                code, seconds, size = (int(word) for word in words[1:4])
+            words = printable(status[:1000]).split()
+            numbers = [whole_number(word) for word in words[1:4]]
+            if len(words) == 5 and words[0] == "done" and None not in numbers:
+                code, seconds, size = (number or 0 for number in numbers)
                 return _Ended(code, seconds, rest[:size], rest[size:], words[4] == "mine")
             if words == ["died"]:
                 raise TransientDeviceError(
@@ -353,17 +354,18 @@ class Store:
         parts = {}
         for there, line in zip(files, found, strict=False):
             file = files[there]
-            if len(line) != 3 or line[0] != file.digest or line[1] not in ("whole", "part") or not line[2].isdecimal():
+            size = whole_number(line[2]) if len(line) == 3 else None
+            if size is None or line[0] != file.digest or line[1] not in ("whole", "part"):
                 raise StableDeviceError(f"look for files on {self._shell.name}: found {' '.join(line)[:100]!r}")
-            if line[1] == "part" or int(line[2]) != file.size_bytes:
-                parts[there] = min(int(line[2]), file.size_bytes) if line[1] == "part" else 0
+            if line[1] == "part" or size != file.size_bytes:
+                parts[there] = min(size, file.size_bytes) if line[1] == "part" else 0
         if len(found) != len(files) + 1:
             raise LinkError(f"look for files on {self._shell.name}: the answer is not whole")
         self._require_space(sum(files[there].size_bytes - part for there, part in parts.items()), found[-1])
         return parts
 
     def _require_space(self, needed_bytes: int, line: list[str]) -> None:
-        if len(line) != 2 or not line[1].isdecimal():
+        if len(line) != 2 or whole_number(line[1]) is None:
             return  # the device does not say
         free_bytes = int(line[1]) * 1024
         if needed_bytes and needed_bytes + SPARE_BYTES > free_bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from typing import TypeVar
 from edgepack.devices.local import Finished
 from edgepack.devices.ssh import Link
 from edgepack.errors import LinkError, StableDeviceError
+from edgepack.validation import plain_lines
 from edgepack.workspace import shipped
 
 CALL_TIMEOUT_S = 60.0
@@ -183,8 +185,12 @@ class DeviceShell:
 
 def printable(raw: bytes) -> str:
     """Text of a device without control characters but line ends."""
-    text = raw.decode(errors="replace")
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    return plain_lines(raw.decode(errors="replace"), len(raw))
+
+
+def whole_number(word: str) -> int | None:
+    """A number of at most 15 digits, as the device's shell prints it; None of anything else."""
+    return int(word) if re.fullmatch(r"[0-9]{1,15}", word) else None
 
 
 def _mark() -> str:
@@ -238,4 +244,4 @@ def _facts(answer: bytes, device: str) -> ShellFacts:
 
 def _number(found: Mapping[str, str], key: str, scale: int) -> int | None:
     value = found.get(key, "")
-    return int(value) * scale if value.lstrip("-").isdecimal() and len(value) < 16 else None
+    return int(value) * scale if re.fullmatch(r"-?[0-9]{1,15}", value) else None

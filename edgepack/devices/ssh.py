@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Protocol
 
 from edgepack.devices.local import Finished, run_client
 from edgepack.errors import DeviceError, LinkError, StableDeviceError, UsageError
+from edgepack.validation import plain_text
 
 CONNECT_TIMEOUT_S = 15
 ALIVE_INTERVAL_S, ALIVE_COUNT = 5, 3
@@ -125,7 +125,7 @@ class SshLink:
                 finished = self.run(command, stdin=chunk, timeout_s=patience, what=what)
                 if finished.returncode != 0:
                     reason = finished.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-                    raise StableDeviceError(f"{what} on {self.name}: cannot write {there}: {reason[0][:300]}")
+                    raise StableDeviceError(f"{what} on {self.name}: cannot write {there}: {_plain(reason[0])}")
                 done += len(chunk)
                 sent(done)
                 if not chunk:
@@ -146,7 +146,7 @@ class SshLink:
     def _hang_up(self) -> None:
         if (Path(self._folder.name) / "mux").exists():
             end = ["ssh", *self._options, "-O", "exit", "--", self._address.destination]
-            subprocess.run(end, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
+            run_client(end, timeout_s=30.0)
 
 
 def _options(socket: Path) -> list[str]:
@@ -227,7 +227,7 @@ _STABLE = (
 
 
 def _plain(line: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in line)[:300]
+    return plain_text(line, 300)
 
 
 def _fingerprint(stderr: str) -> str:
@@ -236,10 +236,13 @@ def _fingerprint(stderr: str) -> str:
 
 
 def _forget(stderr: str, address: Address) -> str:
-    file = re.search(r"Offending \S+ key in (.+?):\d+", stderr)
-    name = re.search(r"Host key for (\S+) has changed", stderr)
+    """The command that forgets a key. A server's banner stands in `stderr` too: of it only a file that is here and a
+    name that is one go into a command that somebody pastes."""
+    file = re.search(r'Offending \S+ key in ([^"$`\\\n]+?):\d+', stderr)
+    name = re.search(r"Host key for ([\w.:%\[\]-]+) has changed", stderr)
     host = name[1] if name else (f"[{address.host}]:{address.port}" if address.port else address.host)
-    return " ".join(["ssh-keygen", *(["-f", f'"{file[1]}"'] if file else []), "-R", f'"{host}"'])
+    known = file is not None and file[1].isprintable() and Path(file[1]).is_file()
+    return " ".join(["ssh-keygen", *(["-f", f'"{file[1]}"'] if file and known else []), "-R", f'"{host}"'])
 
 
 class Link(Protocol):

@@ -13,6 +13,7 @@ from edgepack.backends.registry import FACTS
 from edgepack.errors import StableDeviceError
 from edgepack.model.scheme import Format
 from edgepack.targets.target import HOST, Cache, Cluster, Target
+from edgepack.validation import plain_text
 from edgepack.workspace import shipped
 
 # Of the hundred flags a CPU lists, those that decide which kernel runs: the kernel's name → ours.
@@ -47,9 +48,9 @@ def probe_host() -> Target:
     try:
         done = subprocess.run(command, capture_output=True, timeout=60, check=True)
         return target_from_probe(json.loads(done.stdout), HOST)
-    except (OSError, subprocess.SubprocessError, json.JSONDecodeError) as err:
+    except (OSError, subprocess.SubprocessError, ValueError, RecursionError) as err:
         raise StableDeviceError(
-            f"cannot probe this machine: {err}", hint=f"run it by hand: {' '.join(command)}"
+            f"cannot probe this machine: {plain_text(str(err))}", hint=f"run it by hand: {' '.join(command)}"
         ) from err
 
 
@@ -59,7 +60,15 @@ def target_from_probe(report: Mapping[str, Any], name: str) -> Target:
     Args:
         report: of the runner's mode `probe`.
         name: for the target.
+
+    Raises:
+        StableDeviceError: the report lacks something, holds what cannot be, or names no CPU.
     """
+    from edgepack.targets.probe_report import checked_report
+
+    report = checked_report(report, name)
+    if not report["cpus"]:
+        raise StableDeviceError(f"{name}: the probe report names no CPU", hint="push the runner to the device again")
     runtimes = report["runtimes"]
     usable: dict[Format, str] = {}
     for fmt, facts in FACTS.items():

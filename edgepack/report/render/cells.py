@@ -7,6 +7,10 @@ from typing import Any
 
 from edgepack import units
 from edgepack.report.report import Column, Figure, Line, Table, Unit
+from edgepack.validation import plain_lines
+
+MOST = 100_000
+"""Characters of a text; no report of edgepack has longer ones."""
 
 
 def _texts(value: Sequence[str]) -> str:
@@ -80,7 +84,7 @@ WORDS: Mapping[Unit, Callable[[Any], str]] = {
 
 def words(value: object, unit: Unit) -> str:
     """A value that is known. Text in a column of figures stands as it is."""
-    return value if isinstance(value, str) and unit != "digest" else WORDS[unit](value)
+    return plain_lines(value if isinstance(value, str) and unit != "digest" else WORDS[unit](value), MOST)
 
 
 def cell_text(value: object, column: Column) -> str:
@@ -91,8 +95,8 @@ def cell_text(value: object, column: Column) -> str:
 def line_text(line: Line) -> str:
     """A sentence, its figures in words."""
     if isinstance(line, str):
-        return line
-    return "".join(part if isinstance(part, str) else _figure(part) for part in line)
+        return plain_lines(line, MOST)
+    return "".join(plain_lines(part, MOST) if isinstance(part, str) else _figure(part) for part in line)
 
 
 def _figure(figure: Figure) -> str:
