@@ -7,15 +7,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import figures_file
-from faults_kills import DEATH_S, kills
+from faults_kills import DEATH_S, kills, small_model
 from results_page import put_section
 
+HELD = {"kilobytes": "kB of memory", "files": "open files", "threads": "threads"}
 KEPT = "experiments/faults"
 COMMAND = ".venv/bin/python bench/measure_faults.py --kills 100 --minutes 90"
 
@@ -32,7 +36,28 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="edgepack-faults-") as folder:
             rows["kills"] = kills(Path(folder), given.kills, formats=given.formats)
         figures_file.store(KEPT, {"rows": rows})
+    if given.minutes:
+        rows["devices"] = devices(given.minutes)
+        figures_file.store(KEPT, {"rows": rows})
     put_section("faults", COMMAND, figures_file.load(KEPT), render(rows))
+
+
+def devices(minutes: float) -> dict[str, Any]:
+    """Benches over a real sshd on a device that breaks every second or two."""
+    sys.path.insert(1, str(Path(__file__).parent.parent))
+    from edgepack.benchmark.session import Variant
+    from edgepack.devices.remote import RemoteDevice
+    from tests.devices import faults, sshd
+
+    with tempfile.TemporaryDirectory(prefix="edgepack-faults-") as name:
+        folder = Path(name)
+        model, _ = small_model(folder)
+        with sshd.rig(folder, disk=faults.DISK) as rig:
+            counts, _ = faults.run(rig, [Variant("edgepack", "onnx", model)], 60 * minutes, restarts=True)
+            RemoteDevice(rig.link()).close()  # the next session sweeps up after those that were cut
+            rig.machine.assert_clean()
+    found = asdict(counts)
+    return {"minutes": minutes, **found, "told": dict(Counter(message[:60] for message in found["told"]))}
 
 
 def render(rows: Mapping[str, Any]) -> str:
@@ -49,6 +74,15 @@ def render(rows: Mapping[str, Any]) -> str:
             f"{found['torn']} torn packs",
         ]
         lines.append(f"| {what} | {found['kills']} | {through} | {'; '.join(rest)} |")
+    if found := rows.get("devices"):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found["faults"].items()))
+        through = f"{found['benches']} benches with a whole result, begun {found['tries']} times"
+        grown = [f"{found[key][0]} and {found[key][1]} {words}" for key, words in HELD.items()]
+        what = f"{found['minutes']:g} minutes of benches on an SSH device that fails: {kinds}"
+        rest = (
+            f"{found['resumed']} jobs taken up; after the first bench and at the end {', '.join(grown)}; nothing left"
+        )
+        lines.append(f"| {what} | {sum(found['faults'].values())} | {through} | {rest} there |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +29,7 @@ from edgepack.cache import atomic_path as atomic_path
 from edgepack.cache import default_root as default_root
 from edgepack.cache import load_arrays as load_arrays
 from edgepack.cache import record_store as record_store
-from edgepack.errors import StableDeviceError
+from edgepack.errors import EdgepackError, OutputError, StableDeviceError
 from edgepack.scratch import held_folder, sweep, system_folder
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch")
 
 FITTERS = ("numpy", "scipy", "scikit-learn", "pillow")
 """What the fits of methods other than factorizers depend on."""
+
+
+FULL_BYTES = 1 << 20
+"""A disk with less than that free is taken for full."""
 
 
 class Progress(Protocol):
@@ -241,15 +246,33 @@ def open_workspace(
 
     Raises:
         DeviceError: the scheduler cannot be reached, or has no workers.
+        OutputError: the disk that temporary files are on is full.
     """
     from edgepack.workers import workers
 
-    with ExitStack() as stack:
+    with ExitStack() as stack, _temporary_disk():
         sweep(system_folder())
         sweep(cache.root / PARTS)
         folder = stack.enter_context(held_folder(Path(tempfile.gettempdir()), "build"))
         started = stack.enter_context(workers(scheduler))
         yield Workspace(cache, folder, seed, started, progress)
+
+
+@contextmanager
+def _temporary_disk() -> Iterator[None]:
+    """Says so where the disk of the temporary files is full: libraries have many words for a write that failed."""
+    try:
+        yield
+    except EdgepackError:
+        raise
+    except Exception as err:
+        system = system_folder()
+        if shutil.disk_usage(system).free >= FULL_BYTES:
+            raise
+        raise OutputError(
+            f"the disk of the temporary files is full: {system}",
+            hint="free some space there (edgepack clean), or set TMPDIR to a folder on another disk",
+        ) from err
 
 
 def _made(value: V | Keyed[V]) -> V:

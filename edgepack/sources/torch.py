@@ -199,7 +199,10 @@ def save_program(program: ExportedProgram, path: Path | str) -> None:
     import torch
 
     with _quiet():
-        torch.export.save(program, str(path))
+        # Not into the file itself: where a write fails, torch ends the process.
+        content = io.BytesIO()
+        torch.export.save(program, content)
+    Path(path).write_bytes(content.getbuffer())
 
 
 def program_to_onnx(program: ExportedProgram, path: Path | str) -> None:
