@@ -53,7 +53,7 @@ def devices(minutes: float) -> dict[str, Any]:
         folder = Path(name)
         model, _ = small_model(folder)
         with sshd.rig(folder, disk=faults.DISK) as rig:
-            counts, _ = faults.run(rig, [Variant("edgepack", "onnx", model)], 60 * minutes, restarts=True)
+            counts, _ = faults.run(rig, [Variant("edgepack", "onnx", model)], 60 * minutes)
             RemoteDevice(rig.link()).close()  # the next session sweeps up after those that were cut
             rig.machine.assert_clean()
     found = asdict(counts)

@@ -62,10 +62,9 @@ class Faults:
     Args:
         rig: with a disk of its own for its cache folder.
         draw: what breaks.
-        restarts: whether the device may be switched off and on as well.
     """
 
-    def __init__(self, rig: sshd.Rig, draw: random.Random, *, restarts: bool) -> None:
+    def __init__(self, rig: sshd.Rig, draw: random.Random) -> None:
         self._rig, self._draw = rig, draw
         self.kinds: dict[str, Callable[[], None]] = {
             "reset": rig.relay.reset,
@@ -75,8 +74,6 @@ class Faults:
             "kill": self._kill,
             "full disk": self._fill,
         }
-        if restarts:
-            self.kinds["restart"] = rig.machine.reboot
 
     def _stall(self) -> None:
         self._rig.relay.stall()
@@ -132,9 +129,7 @@ class Faults:
             raise failed[0]
 
 
-def run(
-    rig: sshd.Rig, variants: list[Variant], seconds: float, *, seed: int = 21, restarts: bool = False
-) -> tuple[Counts, list[BenchResult]]:
+def run(rig: sshd.Rig, variants: list[Variant], seconds: float, *, seed: int = 21) -> tuple[Counts, list[BenchResult]]:
     """Benches on the device until the time is up, while it fails; the last one is ended.
 
     Raises:
@@ -144,7 +139,7 @@ def run(
     counts, results = Counts(), []
     until = time.monotonic() + seconds
     before = None
-    with Faults(rig, random.Random(seed), restarts=restarts).going_on(counts, (0.3, 2.0)):
+    with Faults(rig, random.Random(seed)).going_on(counts, (0.3, 2.0)):
         while time.monotonic() < until or not results:
             results.append(_bench(rig, variants, counts))
             before = before or _held()
@@ -170,6 +165,7 @@ def _bench(rig: sshd.Rig, variants: list[Variant], counts: Counts) -> BenchResul
         except DeviceError as err:
             counts.errors[type(err).__name__] += 1
             counts.told.append(err.message)
+            time.sleep(0.2)  # what is cut at once is tried in vain at once
         else:
             assert list(problems(result)) == []
             counts.benches += 1
