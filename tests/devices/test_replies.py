@@ -82,7 +82,8 @@ def test_mutated_probes_are_read_or_refused_everywhere() -> None:
 @pytest.mark.parametrize(
     "stdout",
     [
-        b"[" * 100_000, b"1" * 100_000, b'{"schema_version": 1, "error": ' + b"[" * 900 + b"]" * 900 + b"}", b"\xff\xfe",
+        b"[" * 100_000, b"1" * 100_000, b"\xff\xfe",
+        b'{"schema_version": 1, "error": ' + b"[" * 900 + b"]" * 900 + b"}",
         b'{"schema_version": "\\u001b[2J"}',
         b'{"schema_version": 1, "error": {"kind": "\\u001b[2J", "message": {"a": "\\u001b"}}}',
     ],
