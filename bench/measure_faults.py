@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,9 @@ def devices(minutes: float) -> dict[str, Any]:
             counts, _ = faults.run(rig, [Variant("edgepack", "onnx", model)], 60 * minutes)
             RemoteDevice(rig.link()).close()  # the next session sweeps up after those that were cut
             rig.machine.assert_clean()
-    found = asdict(counts)
-    return {"minutes": minutes, **found, "told": dict(Counter(message[:60] for message in found["told"]))}
+    told = Counter(message[:60] for message in counts.told)
+    plain = {"faults": dict(counts.faults), "errors": dict(counts.errors), "told": dict(told)}
+    return {"minutes": minutes, **vars(counts), **plain}
 
 
 def render(rows: Mapping[str, Any]) -> str:

@@ -202,7 +202,7 @@ def test_a_program_of_open_lengths_keeps_those_of_its_example(tmp_path: Path) ->
     shapes = {"tokens": {0: open_}, "scale": {0: open_}}
     program = torch.export.export(Two(), (torch.ones(4, 6), torch.ones(4, 3)), dynamic_shapes=shapes)
     save_program(program, tmp_path / "open.pt2")
-    assert 'guards_code": ["' in zipfile.ZipFile(tmp_path / "open.pt2").read("open/models/model.json").decode()
+    assert 'guards_code": ["' in zipfile.ZipFile(tmp_path / "open.pt2").read("archive/models/model.json").decode()
     assert [tuple(one.shape) for one in load_pt2(tmp_path / "open.pt2").example_inputs[0]] == [(4, 6), (4, 3)]
 
 
