@@ -238,11 +238,11 @@ lock() { # OWNER [FROM]: "mine", or "owner NAME" of another; FROM is an owner th
     mkdir -p "$root" || exit 73
     tidy
     if mkdir "$root/lock" 2> /dev/null; then
-        echo "$1" > "$root/lock/owner"
+        own "$1"
     fi
     owner=$(cat "$root/lock/owner" 2> /dev/null)
     if [ "$owner" != "$1" ] && { [ -n "${2-}" ] && [ "$owner" = "$2" ] || idle; }; then
-        echo "$1" > "$root/lock/owner"
+        own "$1"
         owner=$1
     fi
     if [ "$owner" != "$1" ]; then
@@ -251,6 +251,13 @@ lock() { # OWNER [FROM]: "mine", or "owner NAME" of another; FROM is an owner th
     fi
     others || sweep_up
     echo mine
+}
+
+own() { # OWNER: a lock that a full disk leaves without an owner would hold the device for two minutes
+    echo "$1" > "$root/lock/owner" || {
+        rm -rf "$root/lock"
+        exit 74
+    }
 }
 
 sweep_up() { # no job runs: what is left of those whose shell was killed

@@ -272,7 +272,7 @@ def _lock(shell: DeviceShell) -> str:
 def _ask_lock(shell: DeviceShell, owner: str, gone: str = "") -> str | None:
     """None where the lock is ours now, else its owner."""
     answer = printable(shell.call("lock", owner, gone, what="lock")).strip()
-    return None if answer == "mine" else answer.removeprefix("owner ")[:200] or "an unknown session"
+    return None if answer == "mine" else answer.removeprefix("owner").strip()[:200] or "an unknown session"
 
 
 def _is_gone(owner: str, here: str) -> bool:
