@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -134,8 +135,13 @@ def run_client(
         thread.start()
     try:
         if ended is not None:  # asleep until then: `wait` would look twenty times a second, beside what is measured
-            select.select([ended], [], [], timeout_s)
-            timeout_s = 0.0
+            until = time.monotonic() + timeout_s
+            # A second at a time: Ctrl-C may have gone to another thread, and is heard here when this one wakes.
+            while (timeout_s := until - time.monotonic()) > 0 and not select.select(
+                [ended], [], [], min(timeout_s, 1.0)
+            )[0]:
+                pass
+            timeout_s = max(timeout_s, 0.0)
         process.wait(timeout_s)
         in_time = True
     except subprocess.TimeoutExpired:
