@@ -20,7 +20,7 @@ from results_page import put_section
 
 HELD = {"kilobytes": "kB of memory", "files": "open files", "threads": "threads"}
 KEPT = "experiments/faults"
-COMMAND = ".venv/bin/python bench/measure_faults.py --kills 100 --minutes 3"
+COMMAND = ".venv/bin/python bench/measure_faults.py --kills 100 --minutes 2"
 
 
 def main() -> None:
