@@ -48,6 +48,8 @@ BOLD_FIRST = (1 / 4, 1 / 2, 1 / 8, 1 / 16)
 STEP_BACK = 0.7
 """Of the predicted loss of a plan that was not confirmed: what the next one may lose at most."""
 
+DRAFTED = 2 / 3
+"""Of the time, how much trials of drafts may take: the rest is for files whose weights are rounded together."""
 TIGHTENINGS = 3
 """How often the bounds are drawn in where an emitted file turns out larger than predicted."""
 MARGIN = 0.01
@@ -89,9 +91,12 @@ class Search:
         rival: Scheme | None = None,
     ) -> None:
         """`rest` is what stands beside the layers, `deadline_s` by `time.monotonic`, `start` a loss near which to look
-        first, `rival` the scheme of the dense int8 file where plans are compared with it on this machine."""
+        first, `rival` the scheme of the dense int8 file where plans are compared with it on this machine. What the
+        deadline finds begun is ended, and there is always one file."""
+        begun = time.monotonic()
         self._evaluator, self._files, self._rest, self._rival = evaluator, files, rest, rival
-        self._deadline_s, self._start = deadline_s, start
+        self._deadline_s, self._drafted_s = deadline_s, begun + DRAFTED * (deadline_s - begun)
+        self._start = start
         self._kept: set[Path] = set()
         self._workspace, self._replacements = evaluator.workspace, evaluator.replacements
         self._plan_trials: dict[tuple[Choice, ...], PlanTrial] = {}
@@ -100,6 +105,11 @@ class Search:
     def fmt(self) -> Format:
         """The file format that is searched in."""
         return self._files.fmt
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() >= self._deadline_s
 
     def run(self, steps: Sequence[Step], limit: float | None) -> Found:
         """The fastest of the steps whose file meets the limit; else the one that loses least.
@@ -140,6 +150,9 @@ class Search:
             self._kept.add(found.trial.path)
             if found.trial.confirmation is None or found.trial.within(limit):
                 break
+            if self.is_late:
+                self._workspace.warn("the time ran out before a plan kept the budget: raise --time-limit")
+                break
             milder = [i for i, step in enumerate(steps) if step.loss <= STEP_BACK * found.loss]
             if beyond:
                 order, beyond = self._ordered(steps, {*beyond, *drafted} & {*milder}) or drafted, ()
@@ -170,13 +183,13 @@ class Search:
 
     def _climb(self, steps: Sequence[Step], limit: float) -> dict[int, Drop]:
         start = None if self._start is None else sum(step.loss <= self._start for step in steps) - 1
-        return climb(len(steps), partial(self._look, steps), limit, start=start, deadline_s=self._deadline_s)
+        return climb(len(steps), partial(self._look, steps), limit, start=start, deadline_s=self._drafted_s)
 
     def _beyond(self, steps: Sequence[Step], last: int, limit: float) -> Iterator[int]:
         """Steps beyond the last one whose trial kept the limit, for as long as they keep it with their weights rounded
         together: in trials pairs are rounded to nearest, which loses several times as much in 4 bits."""
         for index in range(last + 1, len(steps)):
-            if not _is_pessimistic(steps[index]) or time.monotonic() >= self._deadline_s:
+            if not _is_pessimistic(steps[index]) or time.monotonic() >= self._drafted_s:
                 return
             self._workspace.progress(f"search {self._files.fmt} beyond its trials", index - last, 0)
             if plan_trial(self._evaluator, self._files, steps[index], rounded_together=True).drop.bound > limit:
@@ -186,7 +199,7 @@ class Search:
     def explore(self, steps: Sequence[Step]) -> None:
         """Tries all steps, as far as the time allows; they are in `plan_trials` then."""
         for index in range(len(steps)):
-            if self._plan_trials and time.monotonic() >= self._deadline_s:
+            if self._plan_trials and self.is_late:
                 self._workspace.warn("the time ran out before all plans were tried: raise --time-limit")
                 break
             self._look(steps, index)
@@ -215,6 +228,8 @@ class Search:
         good: list[FileTrial] = []
         plans = 0
         for step in dict.fromkeys(steps):
+            if sound and self.is_late:
+                break
             trials = [a for a in self._trials(step, limit) if a.sound]
             sound += trials
             losses |= {trial.path: step.loss for trial in trials}
@@ -253,7 +268,7 @@ class Search:
             if not trial.sound:
                 self._workspace.warn(f"the scheme {scheme} was dropped: {trial.failure}")
             yield trial
-            if trial.sound and trial.within(limit) and not self._evaluator.measures_here:
+            if trial.sound and (self.is_late or (trial.within(limit) and not self._evaluator.measures_here)):
                 return
 
     def _trial(self, scheme: FileScheme, layers: LayerPlans) -> FileTrial | None:
@@ -436,6 +451,8 @@ def _searched(
             return found
         if closest is None or found.found.trial.lost < closest.found.trial.lost:
             closest = found
+        if search.is_late:
+            break
     if closest is None:
         raise ValueError("there is no front of plans")  # the user's own bounds gave one, or an error above
     return closest
