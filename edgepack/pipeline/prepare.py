@@ -34,7 +34,7 @@ from edgepack.pipeline.candidates import (
 from edgepack.pipeline.crossval import CrossValidation, Labelled, check_labels, cross_validated
 from edgepack.pipeline.datasets import Data, Methods, choose_methods, load_data, make_evaluation_sets, with_open_sides
 from edgepack.pipeline.distill import Distillation, check_distill
-from edgepack.pipeline.evaluate import EvaluationSet, FileEvaluator, check_evaluate, known_by_heart
+from edgepack.pipeline.evaluate import EvaluationSet, FileEvaluator, check_evaluate, hardly_told_apart, known_by_heart
 from edgepack.pipeline.evaluator import Evaluator
 from edgepack.pipeline.gradients import gradient_kind, weighed
 from edgepack.pipeline.latency_estimates import LatencyEstimates, make_estimates
@@ -200,8 +200,9 @@ def _analyze(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
         check_evaluate(opened, dense)
     del dense  # a session holds its weights once or twice
     qmax = _best_grid(options, writers, validation, workspace)
-    if (line := known_by_heart(validation)) is not None:
-        workspace.warn(line)
+    for line in (known_by_heart(validation), hardly_told_apart(validation, options.drop_limit)):
+        if line is not None:
+            workspace.warn(line)
     _warn_of_uninstalled(options, workspace)
     if not validation.has_data:
         workspace.warn(NO_DATA if options.rank == "auto" else NO_DATA_FIXED_RANK)

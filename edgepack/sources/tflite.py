@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,10 +49,7 @@ class TfliteFile(FileOfSuffix):
         try:
             inputs = TfliteNative().session(content, {}, threads=1).inputs
         except ModelError as err:
-            raise ModelError(
-                f"{spec}: {err.message.rpartition(': ')[2]} (LiteRT, at the input shapes that the file has)",
-                hint=_other_shapes(content, spec),
-            ) from err
+            raise _refused(err, content, spec) from err
         if not inputs:
             raise ModelError(f"{spec}: the model takes no inputs", hint="give a model that takes some")
         hidden = _hidden(content)
@@ -71,6 +69,20 @@ class TfliteFile(FileOfSuffix):
             fixed=FIXED if content.in_integers and not content.folds else None,
             left=hidden or _sparse(content) or (IN_INT8 if content.in_integers and content.folds else None),
         )
+
+
+def _refused(err: ModelError, content: TfliteModel, spec: str) -> ModelError:
+    """What LiteRT said of the file, and the step that makes it run."""
+    custom = re.search(r"unresolved custom op: (\w+)", err.message)
+    if custom is not None:
+        return ModelError(
+            f"{spec}: {custom[1]} is a custom operator that LiteRT does not have, so that the file does not run here",
+            hint="give the file as it is before its maker's own operators are put in; nothing can be measured of this",
+        )
+    said = err.message.rpartition(": ")[2]
+    return ModelError(
+        f"{spec}: {said} (LiteRT, at the input shapes that the file has)", hint=_other_shapes(content, spec)
+    )
 
 
 def _with_shapes(content: bytes, name: str, given: Sequence[GivenInput]) -> bytes:

@@ -122,3 +122,18 @@ def test_the_tests_metric_is_that_of_the_validation_where_it_can_be(
     found = scores.final_scores(paths, opened(None), test, validation)
     assert found["baseline/fp32.onnx"] == (75.0 if metric_name == "accuracy" and labelled else 100.0)
     assert found["model.onnx"] == pytest.approx(expected) if expected is not None else found["model.onnx"] < 100
+
+
+@pytest.mark.parametrize(("positives", "said"), [(1, True), (8, False)])
+def test_samples_of_one_class_tell_nothing_of_agreement(positives: int, said: bool) -> None:
+    """A wake word that is heard in one of a thousand samples: a file that never hears it loses 0.1 points."""
+    answers = np.zeros((1000, 1), np.float32)
+    answers[:positives] = 0.9
+    judge = Judge(0, METRICS["agreement"], False, "it was asked for")
+    samples = Samples({"x": np.zeros((1000, 1), np.float32)})
+    validation = EvaluationSet(samples, Scale([answers], None, [judge], {}), True, True)
+    line = scores.hardly_told_apart(validation, 0.1)
+    assert (line is not None) is said
+    if line is not None:
+        assert "gives 99.90 % of the samples one class" in line
+    assert scores.hardly_told_apart(validation, None) is None
