@@ -48,17 +48,18 @@ NOTICEABLE = 0.03
 HELD_OUT = 0.2
 """Of the samples, the last of them, on which no build looks."""
 ABOUT = """Each file was built for a Raspberry Pi 4 in its own format with the default options and `--time-limit
-1min`, in a process of its own with one thread and at most twenty minutes, on a machine that others used as well.
-*Int8*: the best dense int8 file. *Layers*: how many of those that edgepack knows are in low-rank factors. *Inputs*:
-what the build was given as `--data`; where they are seeded there were none, so that nothing measured the accuracy.
-*Agree* and *SQNR* compare the answers of the pack's file with those of the source, on samples that no build has seen,
-in the output that loses most: the share of equal decisions (which of several numbers is the largest, or on which side
-of one half a single one lies), and signal over noise. Heads of wake words with inputs of their own were built with
-`--metric agreement --max-drop 0.1 --confidence 0.5 --optimize size`. *Faster*: latency of dense int8 over that of the
-pack's file, which was built for a Raspberry Pi 4 and timed here, on a machine with other kernels and other work,
-medians of four fresh processes in turns: what is slower here need not be so there. *Minstr* and *k misses*:
-instructions (millions) and lines that come into L2 (thousands), of one inference on an emulated Raspberry Pi 4, dense
-int8 → pack. Where a build stops, its exit code and its own words."""
+1min`, in a process of its own with one thread and at most twenty minutes, on machines that others used as well:
+latencies are those of the one that is named above, later rows come from one with AVX-VNNI as well. *Int8*: the best
+dense int8 file. *Layers*: how many of those that edgepack knows are in low-rank factors. *Inputs*: what the build was
+given as `--data`; where they are seeded there were none, so that nothing measured the accuracy. *Agree* and *SQNR*
+compare the answers of the pack's file with those of the source, on samples that no build has seen, in the output that
+loses most: the share of equal decisions (which of several numbers is the largest, or on which side of one half a
+single one lies), and signal over noise. Heads of wake words with inputs of their own were built with `--metric
+agreement --max-drop 0.1 --confidence 0.5 --optimize size`. *Faster*: latency of dense int8 over that of the pack's
+file, which was built for a Raspberry Pi 4 and timed here, on a machine with other kernels and other work, medians of
+four fresh processes in turns: what is slower here need not be so there. *Minstr* and *k misses*: instructions
+(millions) and lines that come into L2 (thousands), of one inference on an emulated Raspberry Pi 4, dense int8 → pack.
+Where a build stops, its exit code and its own words."""
 LAYERS = """What became of the layers, one line a kind: how many of them are in low-rank factors, and why the others are
 not, by the first reason that their manifests give. Below, operators with weights that are no layers: they are stored in
 8 bits where that keeps the drop, never factored."""
