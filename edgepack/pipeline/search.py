@@ -151,7 +151,6 @@ class Search:
             if found.trial.confirmation is None or found.trial.within(limit):
                 break
             if self.is_late:
-                self._workspace.warn("the time ran out before a plan kept the budget: raise --time-limit")
                 break
             milder = [i for i, step in enumerate(steps) if step.loss <= STEP_BACK * found.loss]
             if beyond:
@@ -228,8 +227,8 @@ class Search:
         good: list[FileTrial] = []
         plans = 0
         for step in dict.fromkeys(steps):
-            if sound and self.is_late:
-                break
+            if self.is_late and (good or (sound and step is not steps[-1])):  # the last resort is always tried
+                continue
             trials = [a for a in self._trials(step, limit) if a.sound]
             sound += trials
             losses |= {trial.path: step.loss for trial in trials}
@@ -268,7 +267,7 @@ class Search:
             if not trial.sound:
                 self._workspace.warn(f"the scheme {scheme} was dropped: {trial.failure}")
             yield trial
-            if trial.sound and (self.is_late or (trial.within(limit) and not self._evaluator.measures_here)):
+            if trial.sound and trial.within(limit) and not self._evaluator.measures_here:
                 return
 
     def _trial(self, scheme: FileScheme, layers: LayerPlans) -> FileTrial | None:
@@ -452,6 +451,7 @@ def _searched(
         if closest is None or found.found.trial.lost < closest.found.trial.lost:
             closest = found
         if search.is_late:
+            evaluator.workspace.warn("the time ran out before a plan kept the budget: raise --time-limit")
             break
     if closest is None:
         raise ValueError("there is no front of plans")  # the user's own bounds gave one, or an error above

@@ -157,6 +157,22 @@ def test_the_time_ends_the_search_with_a_file(
     assert made.found.trial.sound
 
 
+def test_what_is_late_ends_with_its_last_resort_and_says_so(
+    ready: Prepared, classifier: Path, work: Path, baseline: Baseline
+) -> None:
+    """One plan is tried and at most two are written, where a search with time goes on under wider bounds."""
+    lossy = tuple(
+        replace(one, candidates=tuple(c for c in one.candidates if c.structure.rank in (8, 72)) or one.candidates)
+        for one in ready.all_candidates["onnx"]
+    )
+    evaluator = evaluator_with(ready, classifier, work, max_drop=0.5)
+    rival = replace(baseline, limit=0.5)
+    made = plan(evaluator, ready.files["onnx"], lossy, ready.estimates, rival, deadline_s=0.0)
+    assert len(made.found.plan_trials) == 1
+    assert made.found.trial.lost > 0.5
+    assert "the time ran out before a plan kept the budget: raise --time-limit" in evaluator.workspace.warnings
+
+
 def test_a_second_search_emits_only_its_file(
     ready: Prepared, classifier: Path, work: Path, baseline: Baseline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
