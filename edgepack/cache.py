@@ -239,8 +239,10 @@ def atomic_path(path: Path, beside: Path | None = None) -> Iterator[Path]:
         beside: the folder of its temporary folder, on the same file system; by default that of `path`.
 
     Raises:
-        OutputError: nothing can be written there.
+        OutputError: nothing can be written there, or what is there is no file, such as `/dev/null`.
     """
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is no file that can be replaced", hint="give the name of a file")
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

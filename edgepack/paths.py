@@ -21,10 +21,10 @@ def require_model(spec: str) -> None:
         ModelError: it is not.
     """
     file = _python_file(spec) or (spec if spec.lower().endswith(_MODELS) else None)
-    if file is not None and not Path(file).expanduser().exists():
+    if file is not None and not os.path.exists(os.path.expanduser(file)):
         raise _missing(ModelError, file, "check the path of the model")
-    if file is None and ":" not in spec and not Path(spec).expanduser().exists():
-        close = _similar(Path(spec).expanduser())
+    if file is None and ":" not in spec and not os.path.exists(os.path.expanduser(spec)):
+        close = _similar(Path(os.path.expanduser(spec)))
         if close is not None and close.suffix.lower() in _MODELS:
             raise ModelError(f"{spec}: no such file", hint=f"did you mean {close}?")
 
@@ -35,7 +35,7 @@ def require_samples(spec: str | os.PathLike[str] | None) -> None:
     Raises:
         DataError: it is not.
     """
-    if spec is not None and not Path(file := _python_file(str(spec)) or str(spec)).expanduser().exists():
+    if spec is not None and not os.path.exists(os.path.expanduser(file := _python_file(str(spec)) or str(spec))):
         raise _missing(DataError, file, "give an .npz with one array per model input, a folder, or file.py:function")
 
 
@@ -45,7 +45,7 @@ def require_pack(folder: str | os.PathLike[str]) -> None:
     Raises:
         PackError: it is not.
     """
-    if not Path(folder).exists():
+    if not os.path.exists(folder):
         raise _missing(PackError, str(folder), "give the folder that `edgepack build` wrote", what="folder")
 
 
@@ -57,8 +57,8 @@ def _python_file(spec: str) -> str | None:
 
 def _missing(error: type[InputError], file: str, hint: str, *, what: str = "file") -> InputError:
     """With the most similar name in its folder, where there is one."""
-    path = Path(file).expanduser()
-    if not path.parent.is_dir():
+    path = Path(os.path.expanduser(file))
+    if not os.path.isdir(path.parent):
         return error(f"{file}: no such {what}", hint=f"there is no folder {path.parent}: {hint}")
     close = _similar(path)
     return error(f"{file}: no such {what}", hint=hint if close is None else f"did you mean {close}?")

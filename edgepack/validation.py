@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
@@ -75,6 +78,23 @@ def _schema(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(tuple[kind], config=cast("ConfigDict", STRICT))
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a file, one more than `most` where it has more.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or socket, whose other side may never write.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        kind = os.fstat(file.fileno()).st_mode
+        if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
+            raise OSError(errno.EINVAL, "a pipe, where a file was expected", str(path))
+        return file.read(most + 1)
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def plain_ascii(text: str) -> bool:
     """Whether a name or note is printable ASCII of a sane length: it ends up in manifests and on terminals."""
     return _TEXT.fullmatch(text) is not None
@@ -98,8 +118,7 @@ def read_json(
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        with path.open("rb") as file:
-            raw = file.read(max_bytes + 1)
+        raw = read_bounded(path, max_bytes)
     except OSError as err:
         raise InputError(f"{path}: cannot read the {what}: {err.strerror}") from err
     if len(raw) > max_bytes:

@@ -16,7 +16,7 @@ from edgepack.benchmark.results import BenchResult, Block, EmulatedResult, Emula
 from edgepack.emulator.counts import LEVELS, Counts
 from edgepack.errors import PackError
 from edgepack.pack.folder import RESULTS
-from edgepack.validation import printable
+from edgepack.validation import printable, read_bounded
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -113,8 +113,7 @@ def _schema() -> TypeAdapter[BenchResult | EmulatedResult]:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = read_bounded(path, MAX_BYTES)
     except OSError as err:
         raise PackError(f"{path}: cannot read the results: {err.strerror}") from err
     if len(raw) > MAX_BYTES:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
-from edgepack.cli import targets
+from edgepack.cli import streams, targets
 from edgepack.cli.bench import bench, compare
 from edgepack.cli.build import build, extract, inspect
 from edgepack.cli.check import check
@@ -52,5 +53,14 @@ def root(
 
 def main() -> None:
     """Entry point of the `edgepack` command."""
-    with own_temporary_folder():
-        app()
+    outputs = streams.prepare()
+    code: object = 0
+    try:
+        with own_temporary_folder():
+            app()
+    except SystemExit as err:
+        # What the reader of help left, click hears of first, and replaces the stream.
+        code = err.code if sys.stdout is outputs[0] else streams.READER_LEFT
+    except OSError:  # of the output, which `finish` names: all others end at the door
+        code = 0
+    sys.exit(streams.finish(outputs, code if isinstance(code, int) else int(code is not None)))

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgepack import backends
-from edgepack.errors import EdgepackError, UsageError
+from edgepack.cli.streams import READER_LEFT
+from edgepack.errors import EdgepackError, InputError, OutputError, UsageError
 from edgepack.report.render import RENDERERS, TERMINAL, Renderer, write_report
 from edgepack.validation import plain_lines
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from edgepack.workspace import Progress
 
 INTERRUPTED = 130
+SHOWN = 300
+"""Letters of a file's name in an error."""
+_PLACES = "give the name of a place that can be read or written there; -v shows where it was wanted"
+_NO_MEMORY = "there is not enough memory for this"
+_LESS = "give a smaller model or fewer samples, or allow the process more memory"
 
 
 class PrecisionName(StrEnum):
@@ -195,9 +201,14 @@ def door(output: Renderer, *, verbose: bool) -> Iterator[None]:
         _report("Interrupted", "interrupted", hint, INTERRUPTED, output, False)
         raise typer.Exit(INTERRUPTED) from err
     except BrokenPipeError as err:
-        with suppress(OSError):
-            sys.stdout.close()
-        raise typer.Exit(1) from err
+        raise typer.Exit(READER_LEFT) from err
+    except OSError as err:
+        refused = _refused(err)
+        _report("OutputError", refused, _PLACES, OutputError.exit_code, output, verbose)
+        raise typer.Exit(OutputError.exit_code) from err
+    except MemoryError as err:
+        _report("InputError", _NO_MEMORY, _LESS, InputError.exit_code, output, verbose)
+        raise typer.Exit(InputError.exit_code) from err
     except Exception as err:
         if isinstance(err, typer.Exit | typer.Abort) or type(err).__module__.startswith(("click", "typer")):
             raise
@@ -208,7 +219,18 @@ def door(output: Renderer, *, verbose: bool) -> Iterator[None]:
         raise typer.Exit(1) from err
 
 
+def _refused(err: OSError) -> str:
+    """What the system has against a file: its name, and why."""
+    names = [os.fsdecode(name) for name in (err.filename, err.filename2) if isinstance(name, str | bytes)]
+    return ": ".join([" and ".join(name[:SHOWN] for name in names) or "the system", err.strerror or str(err)])
+
+
 def _report(kind: str, message: str, hint: str | None, code: int, output: Renderer, verbose: bool) -> None:
+    with suppress(OSError):  # of the output; the code is told in any case
+        _print_error(kind, message, hint, code, output, verbose)
+
+
+def _print_error(kind: str, message: str, hint: str | None, code: int, output: Renderer, verbose: bool) -> None:
     if verbose:
         traceback.print_exc()
     if output.for_machines:
@@ -238,8 +260,14 @@ def show(report: Report, output: Renderer = TERMINAL) -> None:
         return
     from rich.console import Console
 
+    class Terminal(Console):
+        """One that leaves it to the `door` that its reader left."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160
-    Console(width=width, highlight=False).print(output.render(report))
+    Terminal(width=width, highlight=False).print(output.render(report))
 
 
 @contextmanager

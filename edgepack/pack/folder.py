@@ -19,6 +19,8 @@ MANIFEST = "manifest.json"
 RESULTS = "results"
 EXAMPLE = "example_inputs.npz"
 """The inputs of one call, by name."""
+PREFIX = 60
+"""Letters of a name, at most, that a temporary folder beside it begins with: the file system bounds names."""
 WRITTEN = "written-files"
 """Step of the cache that keeps, by the digest of a model file that was written alone, what it was built from."""
 
@@ -38,6 +40,10 @@ def writing(out: Path) -> Iterator[Path]:
     Raises:
         OutputError: `out` is something other than a pack, or cannot be written.
     """
+    with _disk_errors(out):
+        here = out.exists() and out.samefile(Path.cwd())
+    if here:
+        raise OutputError(f"{out} is the folder that this is run in", hint="give the name of a folder in it with --out")
     if out.exists() and not (out.is_dir() and (any(True for _ in out.glob(MANIFEST)) or not any(out.iterdir()))):
         raise OutputError(f"{out} exists and is not a pack", hint="give another folder with --out, or remove it")
     with _beside(out) as folder:
@@ -89,6 +95,8 @@ def _require_own(out: Path, source: str, known: Cache) -> None:
         raise OutputError(f"{out} is a folder, expected the name of a file", hint="give another name with -o")
     if not out.exists():
         return
+    if not out.is_file():
+        raise OutputError(f"{out} is no file that can be replaced", hint="give another name with -o")
     if Path(source).exists() and out.samefile(source):
         raise OutputError(f"{out} is the model itself", hint="give another name with -o")
     if known.read(WRITTEN, file_digest(out), RECORD) != Path(source).name:
@@ -108,6 +116,11 @@ def _disk_errors(out: Path) -> Iterator[None]:
         errno.EPERM: "permission denied",
         errno.ENOTDIR: "a part of the path is a file",
         errno.EEXIST: "a part of the path is a file",
+        errno.ENOENT: "there is no such place",
+        errno.ELOOP: "a link leads back to itself",
+        errno.ENAMETOOLONG: "the name is too long",
+        errno.EBUSY: "it is in use",
+        errno.EINVAL: "the file system does not take such a name",
     }
     try:
         yield
@@ -119,8 +132,10 @@ def _disk_errors(out: Path) -> Iterator[None]:
 
 def _concerns(err: OSError, out: Path) -> bool:
     """Whether the error may come from writing `out`: it names no file, or one on the way to it or beside it."""
-    parent = out.parent.resolve()
-    named = [Path(os.fsdecode(n)).resolve() for n in (err.filename, err.filename2) if isinstance(n, str | bytes)]
+    parent = Path(os.path.realpath(out.parent))
+    named = [
+        Path(os.path.realpath(os.fsdecode(n))) for n in (err.filename, err.filename2) if isinstance(n, str | bytes)
+    ]
     return not named or any(name.is_relative_to(parent) or parent.is_relative_to(name) for name in named)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from edgepack.backends.registry import FACTS, FORMATS, missing, missing_for
-from edgepack.errors import SOURCE, UsageError
+from edgepack.data import example
+from edgepack.errors import SOURCE, ModelError, UsageError
 from edgepack.model.model import Model
 from edgepack.model.scheme import Format
-from edgepack.sources.inputs import GivenInput, with_shapes
+from edgepack.natives import native
+from edgepack.sources.inputs import GivenInput, check_sizes, usual_sides, with_shapes
 from edgepack.sources.keras import KerasFile
 from edgepack.sources.onnx import OnnxFile
 from edgepack.sources.others import other_kind
@@ -18,6 +22,10 @@ from edgepack.sources.recipe import PythonRecipe
 from edgepack.sources.source import Source
 from edgepack.sources.tflite import TfliteFile
 from edgepack.sources.torch import ProgramFile
+from edgepack.workers.sandbox import limits_of, out_of_memory, translated, tried
+
+MOST_TRIED = 12
+"""Shapes of inputs that are left open, until a model runs on one."""
 
 SOURCES: tuple[Source, ...] = (OnnxFile(), TfliteFile(), KerasFile(), ProgramFile(), PythonRecipe())
 """In the order in which they are asked. What is heavy they import when they open a model."""
@@ -90,7 +98,9 @@ def open_model(
 ) -> Model:
     """Open `spec`; exports of a torch model go into the folder `work`.
 
-    A torch model is exported to ONNX, and is the truth there, where ONNX is among the formats; else its program is.
+    A torch model is exported to ONNX, and is the truth there, where ONNX is among the formats; else its program is. A
+    file is data of a stranger: it is read, and run once, in a process of its own first, whose time and memory are
+    limited.
 
     Args:
         formats: of the files that will be written; None for all that can be written here.
@@ -103,5 +113,45 @@ def open_model(
     source = check_installed(spec)
     if formats is None:
         formats = set(FORMATS) - set(unwritable(spec)) - set(closed(spec))
-    opened = source.open(spec, model_name(spec), work, formats, given)
-    return replace(opened, inputs=with_shapes(opened.inputs, given)) if given else opened
+    name = model_name(spec)
+    if source.runs_code:
+        return _opened(source, spec, name, work, formats, given)
+    source.prepare()
+    limits = limits_of(Path(spec).stat().st_size if Path(spec).is_file() else 0)
+    apart = work / "tried"
+    # What is exported of a torch program is not the stranger's any more.
+    as_given: Collection[Format] = formats if source.native != "torch" else ()
+    try:
+        tried(spec, limits, lambda: _try(_opened(source, spec, name, apart, as_given, given)))
+    finally:
+        shutil.rmtree(apart, ignore_errors=True)
+    try:
+        return _opened(source, spec, name, work, formats, given)
+    except Exception as err:
+        raise translated(spec, err) from err
+
+
+def _opened(
+    source: Source, spec: str, name: str, work: Path, formats: Collection[Format], given: Sequence[GivenInput]
+) -> Model:
+    work.mkdir(exist_ok=True)
+    opened = source.open(spec, name, work, formats, given)
+    opened = replace(opened, inputs=with_shapes(opened.inputs, given)) if given else opened
+    check_sizes(opened.inputs, spec)
+    return opened
+
+
+def _try(opened: Model) -> None:
+    """Run a model once, where it has open sides with the first usual ones on which it runs.
+
+    Raises:
+        ModelError: it lacks memory. Whatever else a runtime has against it, a build tells with the data at hand.
+    """
+    session = native(opened.native).session(opened.content, {}, threads=1)
+    for inputs in islice(usual_sides(opened.inputs), MOST_TRIED):
+        try:
+            session.run(example(None, inputs, 0))
+            return
+        except ModelError as err:
+            if out_of_memory(err.message):
+                raise MemoryError from err

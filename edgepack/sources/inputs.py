@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
-from edgepack.errors import UsageError
+from edgepack.errors import ModelError, UsageError
 from edgepack.model.types import TensorSpec
 
 LARGEST = 2**31
@@ -18,6 +18,8 @@ IMAGES = ((224, 224), (48, 320), (320, 320))
 LENGTHS = (1, 16, 512, 256, 16000)
 """Of sequences: tokens, a frame of sound at 16 or 8 kHz, a second of it."""
 CHANNELS = frozenset({1, 3, 4})
+MOST_BYTES = 2**28
+"""Of the inputs of one inference of a file; more claims memory that the file does not hold."""
 _FORM = re.compile(r"(?P<name>.+)=(?P<shape>[0-9]{1,10}(x[0-9]{1,10})*)(:(?P<dtype>[a-z]+[0-9]*))?")
 
 
@@ -72,6 +74,22 @@ def _fixed(spec: TensorSpec, given: GivenInput) -> TensorSpec:
         raise UsageError(f"{given}: the model takes {spec.dtype.name}")
     first = [None] if spec.shape[:1] == (None,) and given.shape[0] == 1 else list(given.shape[:1])
     return replace(spec, shape=(*first, *given.shape[1:]))
+
+
+def check_sizes(specs: Sequence[TensorSpec], name: str) -> None:
+    """Refuse a file whose inputs claim too much, before anything is made for them.
+
+    Raises:
+        ModelError: they are over `MOST_BYTES` in one inference.
+    """
+    for spec in specs:
+        size = prod(side or 1 for side in spec.shape) * spec.dtype.itemsize
+        if size > MOST_BYTES:
+            raise ModelError(
+                f"{name}: its input {spec.name!r} takes {shown(spec)}, {size} bytes in one inference, "
+                f"expected at most {MOST_BYTES}",
+                hint="export it with a smaller batch: what is measured is one inference",
+            )
 
 
 def usual_sides(specs: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, ...]]:

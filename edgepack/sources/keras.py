@@ -46,6 +46,11 @@ class KerasFile:
     native: NativeName = "torch"
     packages: tuple[str, ...] = (*PACKAGES, "keras", "h5py")
     install = install_command("keras")
+    runs_code = False
+
+    def prepare(self) -> None:
+        """See `Source.prepare`."""
+        import_keras()
 
     def takes(self, spec: str) -> bool:
         """By its suffix."""

@@ -35,6 +35,7 @@ class OnnxFile(FileOfSuffix):
     native: NativeName = "onnx"
     packages: tuple[str, ...] = ()
     install = ""
+    heavy: tuple[str, ...] = ("onnx", "onnx_ir", "onnxruntime")
 
     def open(
         self, spec: str, name: str, work: Path, formats: Collection[Format], given: Sequence[GivenInput] = ()

@@ -49,6 +49,10 @@ class PythonRecipe:
     native: NativeName = "torch"
     packages: tuple[str, ...] = PACKAGES
     install = INSTALL
+    runs_code = True
+
+    def prepare(self) -> None:
+        """See `Source.prepare`; the recipe's own file imports the rest."""
 
     def takes(self, spec: str) -> bool:
         """By the name of a function behind the last colon."""
@@ -90,8 +94,8 @@ def load_recipe(spec: str) -> Recipe:
     if not target or not name.isidentifier():
         raise ModelError(f"{spec!r} is not a recipe: expected file.py:function or package.module:function", hint=_SHAPE)
     if target.endswith(".py"):
-        path = Path(target).expanduser()
-        if not path.is_file():
+        path = Path(os.path.expanduser(target))
+        if not os.path.isfile(path):
             raise ModelError(f"{target}: no such file", hint=f"expected a Python file that defines {name}()")
         with file_module(path.resolve(), spec) as module:
             recipe = _call(module, name, spec)
@@ -111,8 +115,8 @@ def load_metric(spec: str) -> Metric:
         ModelError: importing it raises.
     """
     target, _, name = spec.rpartition(":")
-    path = Path(target).expanduser()
-    if not target.endswith(".py") or not path.is_file():
+    path = Path(os.path.expanduser(target))
+    if not target.endswith(".py") or not os.path.isfile(path):
         raise UsageError(f"--metric {spec}: no such file", hint="give file.py:function, or the name of a metric")
     with file_module(path.resolve(), spec) as module:
         function = getattr(module, name, None)
@@ -167,7 +171,7 @@ def _lies_in(module: ModuleType, folder: str) -> bool:
 def _installed_module(name: str, spec: str) -> ModuleType:
     try:
         found = importlib.util.find_spec(name)
-    except (ModuleNotFoundError, ValueError):
+    except (ImportError, ValueError):
         found = None
     if found is None:
         raise ModelError(
@@ -219,14 +223,14 @@ def user_errors(spec: str, doing: str, hint: str = _SHAPE) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, MemoryError, EdgepackError):
+    except (KeyboardInterrupt, GeneratorExit, EdgepackError):
         raise
     except SyntaxError as err:
         raise ModelError(
             f"{spec}: syntax error at {err.filename}:{err.lineno}: {err.msg}",
             hint="expected a file that this Python can run: try python -m py_compile",
         ) from err
-    except (Exception, SystemExit) as err:
+    except BaseException as err:
         raise ModelError(f"{spec}: {doing} it raised {type(err).__name__} at {_where(err)}: {err}", hint=hint) from err
 
 

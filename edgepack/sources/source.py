@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ class Source(Protocol):
         native: what such a model is by itself: writing a file of it in another format takes a converter.
         packages: that opening it takes, beside edgepack's own.
         install: the command that installs them.
+        runs_code: whether such a model is code, which is trusted; else it is data, and is not.
     """
 
     name: str
@@ -31,6 +33,10 @@ class Source(Protocol):
     native: NativeName
     packages: tuple[str, ...]
     install: str
+    runs_code: bool
+
+    def prepare(self) -> None:
+        """Import what opening such a model takes."""
 
     def takes(self, spec: str) -> bool:
         """Whether `spec` names such a model; nothing is opened."""
@@ -60,9 +66,17 @@ class FileOfSuffix:
 
     Attributes:
         suffix: in small letters, with its dot.
+        heavy: modules that opening such a file imports.
     """
 
     suffix: str
+    heavy: tuple[str, ...]
+    runs_code = False
+
+    def prepare(self) -> None:
+        """See `Source.prepare`."""
+        for module in self.heavy:
+            import_module(module)
 
     def takes(self, spec: str) -> bool:
         """By its suffix."""

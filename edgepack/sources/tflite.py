@@ -36,6 +36,7 @@ class TfliteFile(FileOfSuffix):
     native: NativeName = "tflite"
     packages: tuple[str, ...] = ("ai-edge-litert",)
     install = install_command("tflite")
+    heavy: tuple[str, ...] = ("ai_edge_litert.interpreter",)
 
     def open(
         self, spec: str, name: str, work: Path, formats: Collection[Format], given: Sequence[GivenInput] = ()

@@ -43,6 +43,7 @@ TITLE = "torch models"
 PACKAGES = ("torch",)
 INSTALL = install_command("torch")
 """Of every source that gives a torch program."""
+HEAVY = ("torch.export", "torch.fx")
 
 
 class ProgramFile(FileOfSuffix):
@@ -56,6 +57,7 @@ class ProgramFile(FileOfSuffix):
     native: NativeName = "torch"
     packages: tuple[str, ...] = PACKAGES
     install = INSTALL
+    heavy: tuple[str, ...] = HEAVY
 
     def open(
         self, spec: str, name: str, work: Path, formats: Collection[Format], given: Sequence[GivenInput] = ()

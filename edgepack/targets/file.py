@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from edgepack.backends.registry import FORMATS, KnownFormat, KnownRuntime
 from edgepack.errors import TargetsError, UsageError
 from edgepack.targets.target import HOST, Bandwidth, Cache, Cluster, Ipc, KnownBad, Problem, Source, Target, suggestion
+from edgepack.validation import read_bounded
 from edgepack.workspace import shipped
 
 if TYPE_CHECKING:
@@ -71,8 +72,7 @@ def read_entries(path: Path) -> tuple[dict[str, Entry], list[Problem]]:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = read_bounded(path, MAX_BYTES)
     except OSError as err:
         raise TargetsError(f"{path}: cannot read the targets file: {err.strerror}", hint="check its path") from err
     if len(raw) > MAX_BYTES:

@@ -75,4 +75,4 @@ def write_report(report: Report, renderer: Renderer, path: Path) -> None:
     if path.is_dir():
         raise OutputError(f"{path}: found a folder, expected the name of a file", hint="such as report.html")
     with atomic_path(path) as temporary:
-        temporary.write_text(renderer.render(report), encoding="utf-8")
+        temporary.write_text(renderer.render(report), encoding="utf-8", errors="backslashreplace")

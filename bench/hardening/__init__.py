@@ -1,0 +1,1 @@
+"""Wrong inputs for every command, and what becomes of them."""

@@ -1,0 +1,74 @@
+"""More than a thousand wrong inputs over all commands: exits by code, internal errors, hangs, memory.
+
+`.venv/bin/python bench/measure_hardening.py` runs all of them, each in a process of its own that may take 30 s and
+2 GB, and writes the section of bench/RESULTS.md; `--only onnx` some of them and writes nothing. It ends with 1 where
+an input ended in another way than documented.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import figures_file
+from hardening import forked, measured, things
+from hardening.arguments import wrong_arguments
+from hardening.case import Case, Outcome
+from hardening.graphs import wrong_graphs
+
+NAME = "experiments/hardening"
+
+
+def cases(found: things.Things, seed: int) -> list[Case]:
+    """All wrong inputs, in the order of their families."""
+    return [*wrong_arguments(found), *wrong_graphs(found, seed)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", action="append", help="families, or words of their cases; nothing is kept then")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutations")
+    parser.add_argument("--folder", type=Path, help="where sound files are made, and found again")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print how each ended")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="edgepack-hardening-") as folder:
+        outcomes = _run(given.folder or Path(folder), given)
+    for one in measured.failed(outcomes):
+        print(f"\n{one.case.family}: {one.case.name}: exit {one.code}, {one.seconds:.0f} s, "
+              f"{one.peak_bytes >> 20} MiB\n  {' '.join(one.case.arguments)[:300]}\n{one.said[-700:]}")  # fmt: skip
+    for row in measured.rows(outcomes):
+        print(row)
+    if not given.only:
+        figures_file.store(NAME, {"seed": given.seed, "rows": measured.rows(outcomes)})
+    return int(bool(measured.failed(outcomes)))
+
+
+def _run(folder: Path, given: argparse.Namespace) -> list[Outcome]:
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "EDGEPACK_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    found = things.make(folder, environment)
+    own = Path(tempfile.mkdtemp(dir=folder, prefix="home-"))
+    environment |= {"HOME": str(own), "TMPDIR": str(own), "EDGEPACK_CACHE": str(own / "cache")}
+    forked.import_all()
+    outcomes = []
+    for case in cases(found, given.seed):
+        if given.only and not any(word == case.family or word in case.name for word in given.only):
+            continue
+        outcomes.append(forked.run(case, folder, environment))
+        if given.verbose:
+            one = outcomes[-1]
+            last = (one.said.strip().splitlines() or [""])[0][:150]
+            print(
+                f"{one.code} {one.seconds:5.1f} s {one.peak_bytes >> 20:5d} MiB {case.family} {case.name}: {last}",
+                flush=True,
+            )
+    return outcomes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""What may crash, never end or take all memory, done first in a copy of this process that is allowed little.
+
+A file from a stranger goes through parsers, graph optimizers and kernels that are written in C++ and cannot be stopped.
+So it is read and run there once before this process does the same. A copy costs milliseconds where a fresh interpreter
+would import for seconds. Linux alone has it; elsewhere all is done at once, without limits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NoReturn
+
+from edgepack import errors
+from edgepack.errors import EdgepackError, ModelError, UsageError
+
+SECONDS, GIB = "EDGEPACK_LIMIT_S", "EDGEPACK_LIMIT_GIB"
+"""Environment variables that raise the limits."""
+DEFAULT_S, DEFAULT_GIB = 20.0, 1.0
+BYTES_PER_S = 20e6
+"""A large file has more time: what a slow disk gives."""
+MEMORY_PER_BYTE = 16
+"""Memory for each byte of the file, beside `DEFAULT_GIB`."""
+MOST_REPLY = 1 << 20
+_AGAIN = f"if you trust the file, allow more: {SECONDS}=300 or {GIB}=16 before the command"
+_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the copy may take beyond what this process has.
+
+    Attributes:
+        seconds: wall time.
+        memory_bytes: of addresses.
+    """
+
+    seconds: float
+    memory_bytes: int
+
+
+def limits_of(file_bytes: int) -> Limits:
+    """What reading a file of this size may take, unless the environment says more.
+
+    Raises:
+        UsageError: the environment holds no such number.
+    """
+    seconds, gib = _given(SECONDS, DEFAULT_S), _given(GIB, DEFAULT_GIB)
+    return Limits(seconds + file_bytes / BYTES_PER_S, int(gib * 2**30) + MEMORY_PER_BYTE * file_bytes)
+
+
+def tried(what: str, limits: Limits, function: Callable[[], object]) -> None:
+    """Call a function in a limited copy of this process, and forget what it gives.
+
+    Args:
+        what: the file, for messages.
+        function: may change nothing outside of memory but files that nobody else reads.
+
+    Raises:
+        EdgepackError: what the function raised of that tree.
+        ModelError: anything else that it raised; it took too long or too much memory; it brought the process down.
+    """
+    if sys.platform != "linux":
+        return
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: the copy needs none of them
+        pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _in_copy(what, function, limits, writing)
+    os.close(writing)
+    try:
+        reply = _reply(reading, time.monotonic() + limits.seconds)
+    finally:
+        os.close(reading)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+    if reply is None:
+        raise ModelError(f"{what}: reading it and running it once took over {limits.seconds:.0f} s", hint=_AGAIN)
+    if not reply:
+        ended = os.waitstatus_to_exitcode(status)
+        name = signal.Signals(-ended).name if ended < 0 else f"exit code {ended}"
+        raise ModelError(
+            f"{what}: it brings down the process that reads it and runs it once within "
+            f"{limits.memory_bytes / 2**30:.1f} GiB ({name})",
+            hint=_AGAIN,
+        )
+    error = json.loads(reply)
+    if error:
+        raise getattr(errors, error["kind"])(error["message"], hint=error["hint"])
+
+
+def translated(what: str, err: Exception) -> EdgepackError:
+    """What a library raised over a file from outside, as an error that says so."""
+    if isinstance(err, EdgepackError):
+        return err
+    if isinstance(err, MemoryError):
+        return ModelError(f"{what}: it takes more memory than there is, or than it may", hint=_AGAIN)
+    if isinstance(err, RecursionError):
+        return ModelError(f"{what}: it is nested too deep", hint="export the model again")
+    lines = str(err).strip().splitlines() or [""]
+    return ModelError(
+        f"{what}: it cannot be read: {type(err).__name__}: {lines[0][:300]}",
+        hint="export the model again; where other programs run it, report it with what -v shows",
+    )
+
+
+def out_of_memory(message: str) -> bool:
+    """Whether a runtime says that it could not have the memory that it asked for."""
+    return re.search(r"alloc|out of memory", message, re.IGNORECASE) is not None
+
+
+def _given(name: str, default: float) -> float:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 1e6:
+        raise UsageError(f"{name}={text[:40]}: expected a number above 0")
+    return found
+
+
+def _in_copy(what: str, function: Callable[[], object], limits: Limits, writing: int) -> NoReturn:
+    """Never comes back: nothing that this process would do at its end is done twice."""
+    reply: dict[str, str | None] = {}
+    try:
+        _hold_to(limits)
+        function()
+    except Exception as err:  # noqa: BLE001 - not hidden: it is raised in the process that asked
+        error = translated(what, err)
+        kind = next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
+        reply = {"kind": kind, "message": error.message, "hint": error.hint}
+    with suppress(BaseException), os.fdopen(writing, "wb") as pipe:
+        pipe.write(json.dumps(reply).encode())
+    os._exit(0)
+
+
+def _hold_to(limits: Limits) -> None:
+    import ctypes
+    import resource
+
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+    sink = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(sink, stream)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    with open("/proc/self/statm", encoding="ascii") as file:
+        addresses = int(file.read().split()[0]) * resource.getpagesize() + limits.memory_bytes
+    _lower(resource.RLIMIT_AS, addresses)
+    _lower(resource.RLIMIT_CPU, int(limits.seconds) + 1)
+    _lower(resource.RLIMIT_CORE, 0)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+def _lower(kind: int, value: int) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(kind)
+    value = min([value, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)])
+    resource.setrlimit(kind, (value, hard))
+
+
+def _reply(reading: int, deadline: float) -> bytes | None:
+    """All that was said until the copy ended; None where it did not in time."""
+    said = b""
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([reading], [], [], left)[0]:
+            return None
+        more = os.read(reading, MOST_REPLY)
+        if not more:
+            return said
+        said += more
+    return None
