@@ -18,14 +18,20 @@ import figures_file
 from hardening import forked, measured, things
 from hardening.arguments import wrong_arguments
 from hardening.case import Case, Outcome
+from hardening.containers import wrong_files
 from hardening.graphs import wrong_graphs
+from hardening.recipes import wrong_recipes
+from hardening.streams import wrong_streams
 
 NAME = "experiments/hardening"
 
 
 def cases(found: things.Things, seed: int) -> list[Case]:
     """All wrong inputs, in the order of their families."""
-    return [*wrong_arguments(found), *wrong_graphs(found, seed)]
+    return [
+        *wrong_arguments(found), *wrong_graphs(found, seed), *wrong_files(found, seed), *wrong_recipes(found),
+        *wrong_streams(found),
+    ]  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

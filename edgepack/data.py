@@ -16,6 +16,7 @@ import numpy as np
 
 from edgepack.errors import DataError
 from edgepack.model.types import Array, TensorSpec
+from edgepack.workers.sandbox import MORE, limits_of
 
 LABELS = "y"
 FEWEST_CONFIRMED = 60
@@ -143,8 +144,13 @@ def read_arrays(path: Path) -> dict[str, Array]:
     try:
         with zipfile.ZipFile(path) as archive:
             total = sum(info.file_size for info in archive.infolist())
-        if total > MAX_BYTES:
-            raise DataError(f"{path}: {total / 2**30:.1f} GiB unpacked, at most {MAX_BYTES / 2**30:.0f} GiB are read")
+        most = min(MAX_BYTES, limits_of(path.stat().st_size).memory_bytes)
+        if total > most:
+            raise DataError(
+                f"{path}: {total / 2**30:.1f} GiB unpacked, of {path.stat().st_size} bytes at most "
+                f"{most / 2**30:.1f} GiB are read",
+                hint=f"save it with numpy.savez, uncompressed; or {MORE}",
+            )
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as err:
@@ -153,7 +159,9 @@ def read_arrays(path: Path) -> dict[str, Array]:
         ) from err
     except MemoryError as err:
         raise DataError(f"{path}: an array claims more memory than there is ({err})") from err
-    except ValueError as err:
+    except DataError:
+        raise
+    except Exception as err:  # numpy parses headers as Python literals, and raises whatever that does
         raise DataError(
             f"{path}: an array holds Python objects or is damaged ({err}); pickles are never read",
             hint="save plain numeric arrays: numpy.savez(path, x=np.asarray(x, dtype=np.float32))",

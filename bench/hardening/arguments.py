@@ -11,15 +11,49 @@ from hardening.case import Case
 from hardening.things import Things
 
 NUMBERS = (
-    "nan", "inf", "-inf", "-1", "0", "1e400", "-0.0", "９", "0x10", "1_000", "", " ", "auto,auto", "9" * 400, "1e-400",
-    "½", "\x1b[31m1", "1e308", "99999999999999999999", "1MBMB", "1e999MB", "-5ms", "5 parsecs",
-)  # fmt: skip
+    "nan",
+    "inf",
+    "-inf",
+    "-1",
+    "0",
+    "1e400",
+    "-0.0",
+    "９",
+    "0x10",
+    "1_000",
+    "",
+    " ",
+    "auto,auto",
+    "9" * 400,
+    "1e-400",
+    "½",
+    "\x1b[31m1",
+    "1e308",
+    "99999999999999999999",
+    "1MBMB",
+    "1e999MB",
+    "-5ms",
+    "5 parsecs",
+)
 PATHS_OF = {
     "build-model": ("build", "{}", "--target", "rpi4", "--out", "{out}"),
     "build-data": ("build", "ONNX", "--target", "rpi4", "--data", "{}", "--out", "{out}"),
     "build-test": ("build", "ONNX", "--target", "rpi4", "--test", "{}", "--out", "{out}"),
-    "build-out": ("build", "ONNX", "--target", "rpi4", "--rank", "2", "--formats", "onnx", "--no-baseline",
-                  "--max-drop", "100", "--out", "{}"),
+    "build-out": (
+        "build",
+        "ONNX",
+        "--target",
+        "rpi4",
+        "--rank",
+        "2",
+        "--formats",
+        "onnx",
+        "--no-baseline",
+        "--max-drop",
+        "100",
+        "--out",
+        "{}",
+    ),
     "build-html": ("build", "missing.onnx", "--target", "rpi4", "--html", "{}"),
     "build-targets": ("build", "ONNX", "--target", "rpi4", "--targets-file", "{}", "--out", "{out}"),
     "build-metric": ("build", "ONNX", "--target", "rpi4", "--data", "DATA", "--metric", "{}", "--out", "{out}"),
@@ -41,15 +75,46 @@ PATHS_OF = {
     "check-file": ("targets", "check", "{}"),
     "list-file": ("targets", "list", "--targets-file", "{}"),
     "calibrate-model": ("targets", "calibrate", "rpi4", "{}", "--host", "nobody@127.0.0.1:1"),
-}  # fmt: skip
+}
 VALUES_OF = {
-    name: ("build", "ONNX", "--target", "rpi4", "--data", "DATA", "--formats", "onnx",
-           "--no-baseline", "--out", "{out}", f"--{name}", "{}")
-    for name in (
-        "rank", "max-drop", "max-size", "max-latency", "max-memory", "time-limit", "distill", "confidence", "seed",
-        "pick", "formats", "precision", "method", "image-size", "mean", "std", "layout", "input", "scheduler", "metric",
+    name: (
+        "build",
+        "ONNX",
+        "--target",
+        "rpi4",
+        "--data",
+        "DATA",
+        "--formats",
+        "onnx",
+        "--no-baseline",
+        "--out",
+        "{out}",
+        f"--{name}",
+        "{}",
     )
-}  # fmt: skip
+    for name in (
+        "rank",
+        "max-drop",
+        "max-size",
+        "max-latency",
+        "max-memory",
+        "time-limit",
+        "distill",
+        "confidence",
+        "seed",
+        "pick",
+        "formats",
+        "precision",
+        "method",
+        "image-size",
+        "mean",
+        "std",
+        "layout",
+        "input",
+        "scheduler",
+        "metric",
+    )
+}
 LEGAL = frozenset(
     {("serve-folder", name) for name in ("folder", "dot", "dotdot", "root", "nothing")}
     | {("rank", "９"), ("extract-out", "folder")}
@@ -71,9 +136,12 @@ def wrong_arguments(things: Things) -> Iterator[Case]:
 
 def _filled(command: tuple[str, ...], value: str, things: Things) -> tuple[str, ...]:
     known = {
-        "{}": value, "ONNX": str(things.onnx), "DATA": str(things.data), "PACK": str(things.pack),
+        "{}": value,
+        "ONNX": str(things.onnx),
+        "DATA": str(things.data),
+        "PACK": str(things.pack),
         "ARCHIVE": str(things.archive),
-    }  # fmt: skip
+    }
     return tuple(known.get(part, part) for part in command)
 
 
@@ -95,17 +163,42 @@ def _paths(folder: Path) -> dict[str, str]:
     (made / "folder").mkdir()
     (made / "noise.onnx").write_bytes(bytes(range(256)) * 40)
     return {
-        "nothing": "", "dot": ".", "dotdot": "..", "root": "/", "loop": str(made / "loop"),
-        "below-loop": str(made / "loop" / "x.onnx"), "dangling": str(made / "dangling"),
-        "proc": "/proc/nope/x.onnx", "proc-mem": "/proc/self/mem", "null": "/dev/null", "full": "/dev/full",
-        "zero": "/dev/zero", "pipe": str(made / "pipe"), "pipe-onnx": str(made / "pipe.onnx"),
-        "pipe-npz": str(made / "pipe.npz"), "empty": str(made / "empty"), "folder": str(made / "folder"),
-        "noise": str(made / "noise.onnx"), "below-file": str(made / "empty" / "x.onnx"), "long-250": "n" * 250,
-        "long-255": "n" * 250 + ".onnx", "long-256": "n" * 260 + ".npz", "long-5000": "d/" * 2500 + "m.onnx",
-        "lines": "a\nb.onnx", "escape": "\x1b[31mred.onnx", "home": "~nobody-here/x.onnx", "module": "..a.b:f",
-        "colon": ":f", "no-function": "x.py:", "dots": "....:f", "dash": "--", "surrogate": "\udcff.onnx",
-        "direction": "\u202egnp.onnx", "nul-like": "%00.onnx", "url": "https://127.0.0.1:1/model.onnx",
-    }  # fmt: skip
+        "nothing": "",
+        "dot": ".",
+        "dotdot": "..",
+        "root": "/",
+        "loop": str(made / "loop"),
+        "below-loop": str(made / "loop" / "x.onnx"),
+        "dangling": str(made / "dangling"),
+        "proc": "/proc/nope/x.onnx",
+        "proc-mem": "/proc/self/mem",
+        "null": "/dev/null",
+        "full": "/dev/full",
+        "zero": "/dev/zero",
+        "pipe": str(made / "pipe"),
+        "pipe-onnx": str(made / "pipe.onnx"),
+        "pipe-npz": str(made / "pipe.npz"),
+        "empty": str(made / "empty"),
+        "folder": str(made / "folder"),
+        "noise": str(made / "noise.onnx"),
+        "below-file": str(made / "empty" / "x.onnx"),
+        "long-250": "n" * 250,
+        "long-255": "n" * 250 + ".onnx",
+        "long-256": "n" * 260 + ".npz",
+        "long-5000": "d/" * 2500 + "m.onnx",
+        "lines": "a\nb.onnx",
+        "escape": "\x1b[31mred.onnx",
+        "home": "~nobody-here/x.onnx",
+        "module": "..a.b:f",
+        "colon": ":f",
+        "no-function": "x.py:",
+        "dots": "....:f",
+        "dash": "--",
+        "surrogate": "\udcff.onnx",
+        "direction": "\u202egnp.onnx",
+        "nul-like": "%00.onnx",
+        "url": "https://127.0.0.1:1/model.onnx",
+    }
 
 
 def _others() -> dict[str, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hardening.case import Case
+from hardening.mutate import mutated
 from hardening.things import Things
 
 MUTATED = 140
@@ -33,43 +34,18 @@ def wrong_graphs(things: Things, seed: int) -> Iterator[Case]:
             yield Case("onnx", f"{command[0]} {name}", tuple(part.replace("{}", str(path)) for part in command))
 
 
-def mutated(content: bytes, rng: random.Random) -> bytes:
-    """Some bytes changed, cut out, doubled or put in; lengths of protobuf and of flatbuffers among them."""
-    found = bytearray(content)
-    for _ in range(rng.choice((1, 1, 2, 4, 16))):
-        at, size = rng.randrange(len(found)), rng.choice((1, 1, 2, 4, 8, 64))
-        match rng.randrange(6):
-            case 0:
-                found[at] ^= 1 << rng.randrange(8)
-            case 1:
-                found[at : at + size] = rng.randbytes(size)
-            case 2:
-                del found[at : at + size]
-            case 3:
-                found[at:at] = found[at : at + size]
-            case 4:
-                extreme = (
-                    b"\xff" * 9 + b"\x01",
-                    b"\xff\xff\xff\xff\x07",
-                    b"\x00\x00\x00\x80",
-                    b"\xff\xff\xff\x7f",
-                    b"\0",
-                )
-                value = rng.choice(extreme)
-                found[at : at + len(value)] = value
-            case _:
-                del found[at:]
-        if not found:
-            found = bytearray(b"\0")
-    return bytes(found)
-
-
 def _texts(good: bytes) -> dict[str, bytes]:
     return {
-        "empty": b"", "cut": good[: len(good) // 2], "twice": good + good, "text": b"hello\n" * 100,
-        "zip": b"PK\x03\x04" + b"\0" * 100, "hdf": b"\x89HDF\r\n\x1a\n", "zeros": b"\0" * 1000, "ones": b"\xff" * 1000,
+        "empty": b"",
+        "cut": good[: len(good) // 2],
+        "twice": good + good,
+        "text": b"hello\n" * 100,
+        "zip": b"PK\x03\x04" + b"\0" * 100,
+        "hdf": b"\x89HDF\r\n\x1a\n",
+        "zeros": b"\0" * 1000,
+        "ones": b"\xff" * 1000,
         "nested protobuf": b"\x3a\x80\x80\x80\x08" * 20000,
-    }  # fmt: skip
+    }
 
 
 def _model(nodes: list[Any], weights: Mapping[str, Any] | None = None, **given: Any) -> Any:
@@ -206,20 +182,35 @@ def _filled(op: str, size: int, *more: int) -> Any:
     from onnx import helper
 
     made = {
-        "ConstantOfShape": (["s"], {}), "Expand": (["one", "s"], {}), "Tile": (["ones", "s"], {}),
-        "Range": (["zero", "end", "step"], {}), "OneHot": (["index", "depth", "pair"], {}),
-        "Resize": (["image", "", "", "sizes"], {}), "Pad": (["ones", "pads"], {}),
-    }[op]  # fmt: skip
+        "ConstantOfShape": (["s"], {}),
+        "Expand": (["one", "s"], {}),
+        "Tile": (["ones", "s"], {}),
+        "Range": (["zero", "end", "step"], {}),
+        "OneHot": (["index", "depth", "pair"], {}),
+        "Resize": (["image", "", "", "sizes"], {}),
+        "Pad": (["ones", "pads"], {}),
+    }[op]
     weights: dict[str, Any] = {
-        **_w(), "s": np.array([size, *more], np.int64), "one": np.ones(1, np.float32), "ones": np.ones(1, np.float32),
-        "zero": np.float32(0), "end": np.float32(size), "step": np.float32(1), "index": np.array([0]),
-        "depth": np.array(size), "pair": np.array([0, 1], np.float32), "image": np.ones((1, 1, 2, 2), np.float32),
-        "sizes": np.array([1, 1, size, 2]), "pads": np.array([0, size]),
-    }  # fmt: skip
+        **_w(),
+        "s": np.array([size, *more], np.int64),
+        "one": np.ones(1, np.float32),
+        "ones": np.ones(1, np.float32),
+        "zero": np.float32(0),
+        "end": np.float32(size),
+        "step": np.float32(1),
+        "index": np.array([0]),
+        "depth": np.array(size),
+        "pair": np.array([0, 1], np.float32),
+        "image": np.ones((1, 1, 2, 2), np.float32),
+        "sizes": np.array([1, 1, size, 2]),
+        "pads": np.array([0, size]),
+    }
     nodes = [
-        helper.make_node(op, made[0], ["big"]), helper.make_node("ReduceMean", ["big"], ["mean"], keepdims=0),
-        helper.make_node("Mul", ["x", "mean"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"]),
-    ]  # fmt: skip
+        helper.make_node(op, made[0], ["big"]),
+        helper.make_node("ReduceMean", ["big"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["x", "mean"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["y"]),
+    ]
     used = {name for node in nodes for name in node.input}
     return _model(nodes, {name: np.asarray(value) for name, value in weights.items() if name in used})
 

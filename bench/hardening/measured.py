@@ -9,8 +9,8 @@ from typing import Any
 from hardening.case import Outcome
 from hardening.forked import LIMIT_BYTES
 
-CODES = (0, 2, 3, 4, 5)
-"""What is documented, beside 1 for defects of edgepack and 130 for interrupts."""
+CODES = (0, 2, 3, 4, 5, 141)
+"""What is documented, beside 1 for defects of edgepack and 130 for interrupts; 141 where the reader left."""
 
 
 def rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -49,9 +49,15 @@ def make(folder: Path, environment: Mapping[str, str]) -> Things:
     baseline, archive = ((folder / PACK).glob(name) for name in ("baseline/fp32.tflite", "archive/*"))
     wrong, recipe = Path(mkdtemp(dir=folder, prefix="wrong-")), f"{folder / 'good_recipe.py'}:recipe"
     return Things(
-        wrong, folder / "good.onnx", next(baseline), folder / "good.pt2", recipe, folder / "good.npz", folder / PACK,
+        wrong,
+        folder / "good.onnx",
+        next(baseline),
+        folder / "good.pt2",
+        recipe,
+        folder / "good.npz",
+        folder / PACK,
         next(archive),
-    )  # fmt: skip
+    )
 
 
 def _make(folder: Path, environment: Mapping[str, str]) -> None:
@@ -87,7 +93,15 @@ def _make(folder: Path, environment: Mapping[str, str]) -> None:
             raise RuntimeError(f"{arguments}: {done.returncode}: {done.stderr[-2000:]}")
 
     edgepack(
-        "build", str(folder / "good.onnx"), *data, "--rank", "2", "--max-drop", "100", "--archive",
-        "--out", str(folder / PACK),
-    )  # fmt: skip
+        "build",
+        str(folder / "good.onnx"),
+        *data,
+        "--rank",
+        "2",
+        "--max-drop",
+        "100",
+        "--archive",
+        "--out",
+        str(folder / PACK),
+    )
     edgepack("bench", str(folder / PACK), "--local", "--quick", "--no-cold", "--formats", "onnx")

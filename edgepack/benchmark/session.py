@@ -46,6 +46,9 @@ from edgepack.model.scheme import Format
 from edgepack.targets.target import Target
 from edgepack.workspace import Progress, file_digest, silent
 
+THREADS_PER_CPU = 4
+"""Of one inference, at most."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -119,6 +122,11 @@ def bench_variants(
     report = probed(device)
     facts = facts_from_probe(report, device.name)
     _require_latency(device)
+    if facts.cpus and threads > (most := THREADS_PER_CPU * len(facts.cpus)):
+        raise UsageError(
+            f"threads is {threads}; expected at most {most} on the {len(facts.cpus)} CPUs of {device.name}",
+            hint="more only wait for each other",
+        )
     with Expecting(f"probe of {device.name}"):
         for fmt in formats:
             _require_runtime(fmt, device, report, facts, target)

@@ -215,7 +215,7 @@ class BuildOptions:
 def _check_expression(option: str, text: str | None) -> None:
     try:
         re.compile(text or "")
-    except re.error as err:
+    except (re.error, RecursionError, OverflowError) as err:
         raise UsageError(
             f"{option} {text}: no regular expression: {err}", hint="names are matched as re.search"
         ) from err

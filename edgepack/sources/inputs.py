@@ -10,6 +10,7 @@ from math import prod
 
 from edgepack.errors import ModelError, UsageError
 from edgepack.model.types import TensorSpec
+from edgepack.workers.sandbox import MORE, most_input_bytes
 
 LARGEST = 2**31
 """Numbers of an input, below this."""
@@ -18,8 +19,6 @@ IMAGES = ((224, 224), (48, 320), (320, 320))
 LENGTHS = (1, 16, 512, 256, 16000)
 """Of sequences: tokens, a frame of sound at 16 or 8 kHz, a second of it."""
 CHANNELS = frozenset({1, 3, 4})
-MOST_BYTES = 2**28
-"""Of the inputs of one inference of a file; more claims memory that the file does not hold."""
 _FORM = re.compile(r"(?P<name>.+)=(?P<shape>[0-9]{1,10}(x[0-9]{1,10})*)(:(?P<dtype>[a-z]+[0-9]*))?")
 
 
@@ -80,15 +79,16 @@ def check_sizes(specs: Sequence[TensorSpec], name: str) -> None:
     """Refuse a file whose inputs claim too much, before anything is made for them.
 
     Raises:
-        ModelError: they are over `MOST_BYTES` in one inference.
+        ModelError: they are over `most_input_bytes` in one inference.
     """
+    most = most_input_bytes()
     for spec in specs:
         size = prod(side or 1 for side in spec.shape) * spec.dtype.itemsize
-        if size > MOST_BYTES:
+        if size > most:
             raise ModelError(
                 f"{name}: its input {spec.name!r} takes {shown(spec)}, {size} bytes in one inference, "
-                f"expected at most {MOST_BYTES}",
-                hint="export it with a smaller batch: what is measured is one inference",
+                f"expected at most {most}",
+                hint=f"export it with a smaller batch: what is measured is one inference; or {MORE}",
             )
 
 

@@ -103,9 +103,11 @@ def _arrays(files: Sequence[tuple[Path, int | None]], specs: Sequence[TensorSpec
 
 
 def _array(file: Path) -> Array:
+    if not file.is_file():
+        raise DataError(f"{file}: a pipe or something else, a file was expected")
     try:
         array: Array = np.load(file, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as err:
+    except Exception as err:  # numpy parses headers as Python literals, and raises whatever that does
         raise DataError(
             f"{file}: not a numeric .npy array, or truncated ({err})", hint="write it with numpy.save"
         ) from err

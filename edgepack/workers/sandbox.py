@@ -28,10 +28,14 @@ SECONDS, GIB = "EDGEPACK_LIMIT_S", "EDGEPACK_LIMIT_GIB"
 DEFAULT_S, DEFAULT_GIB = 20.0, 1.0
 BYTES_PER_S = 20e6
 """A large file has more time: what a slow disk gives."""
+NODES_PER_S = 1000
+"""Of a graph, that can be read, checked and run often enough within the time that there is."""
+INPUT_SHARE = 1 / 16
+"""Of memory, that the inputs of one inference may take."""
 MEMORY_PER_BYTE = 16
 """Memory for each byte of the file, beside `DEFAULT_GIB`."""
 MOST_REPLY = 1 << 20
-_AGAIN = f"if you trust the file, allow more: {SECONDS}=300 or {GIB}=16 before the command"
+MORE = f"if you trust the file, allow more: {SECONDS}=300 or {GIB}=16 before the command"
 _PDEATHSIG = 1
 
 
@@ -56,6 +60,16 @@ def limits_of(file_bytes: int) -> Limits:
     """
     seconds, gib = _given(SECONDS, DEFAULT_S), _given(GIB, DEFAULT_GIB)
     return Limits(seconds + file_bytes / BYTES_PER_S, int(gib * 2**30) + MEMORY_PER_BYTE * file_bytes)
+
+
+def most_nodes() -> int:
+    """Nodes that a graph may have, unless the environment says more; errors as of `limits_of`."""
+    return int(limits_of(0).seconds * NODES_PER_S)
+
+
+def most_input_bytes() -> int:
+    """Bytes that the inputs of one inference may have, unless the environment says more; errors as of `limits_of`."""
+    return int(limits_of(0).memory_bytes * INPUT_SHARE)
 
 
 def tried(what: str, limits: Limits, function: Callable[[], object]) -> None:
@@ -87,14 +101,14 @@ def tried(what: str, limits: Limits, function: Callable[[], object]) -> None:
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
     if reply is None:
-        raise ModelError(f"{what}: reading it and running it once took over {limits.seconds:.0f} s", hint=_AGAIN)
+        raise ModelError(f"{what}: reading it and running it once took over {limits.seconds:.0f} s", hint=MORE)
     if not reply:
         ended = os.waitstatus_to_exitcode(status)
         name = signal.Signals(-ended).name if ended < 0 else f"exit code {ended}"
         raise ModelError(
             f"{what}: it brings down the process that reads it and runs it once within "
             f"{limits.memory_bytes / 2**30:.1f} GiB ({name})",
-            hint=_AGAIN,
+            hint=MORE,
         )
     error = json.loads(reply)
     if error:
@@ -106,7 +120,7 @@ def translated(what: str, err: Exception) -> EdgepackError:
     if isinstance(err, EdgepackError):
         return err
     if isinstance(err, MemoryError):
-        return ModelError(f"{what}: it takes more memory than there is, or than it may", hint=_AGAIN)
+        return ModelError(f"{what}: it takes more memory than there is, or than it may", hint=MORE)
     if isinstance(err, RecursionError):
         return ModelError(f"{what}: it is nested too deep", hint="export the model again")
     lines = str(err).strip().splitlines() or [""]

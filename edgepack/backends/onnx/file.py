@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from edgepack.backends.onnx.tensors import SMALL_BYTES, own_tensors, weight_byte
 from edgepack.backends.onnx.values import MAP, quiet
 from edgepack.errors import ModelError, OutputError
 from edgepack.model.types import TensorSpec
+from edgepack.workers.sandbox import MORE, most_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -37,6 +38,9 @@ __all__ = [
 EXTERNAL_BYTES = 1_900_000_000
 """Weights beyond this go to a data file of their own: a protobuf message ends at 2 GiB."""
 
+DEEPEST_CALLS = 64
+"""Functions that call each other, at most."""
+_AGAIN = "export the model again"
 _FOREIGN = {b"PK\x03\x04": "a zip archive (.pt2, .pt, .npz)", b"\x89HDF": "an HDF5 file (.h5, .keras)"}
 
 
@@ -216,6 +220,13 @@ def _parsed(path: Path, content: bytes) -> onnx.ModelProto:
         ) from err
     if not proto.ir_version or not proto.HasField("graph"):
         raise ModelError(f"{path}: found no ONNX graph in it", hint="export the model to ONNX first")
+    nodes, most = _unfolded_nodes(proto), most_nodes()
+    if nodes is None:
+        raise ModelError(
+            f"{path}: its functions call each other in a circle, or over {DEEPEST_CALLS} deep", hint=_AGAIN
+        )
+    if nodes > most:
+        raise ModelError(f"{path}: {nodes} nodes, with those of its functions, expected at most {most}", hint=MORE)
     if any(graph.sparse_initializer for graph in _graphs(proto)):
         raise ModelError(f"{path}: found sparse initializers, expected dense ones", hint="export it with dense weights")
     types = set(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
@@ -223,6 +234,34 @@ def _parsed(path: Path, content: bytes) -> onnx.ModelProto:
         if tensor.data_type not in types or any(dim < 0 for dim in tensor.dims):
             raise ModelError(f"{path}: the tensor {tensor.name!r} has no known type or a negative size")
     return proto
+
+
+def _unfolded_nodes(proto: onnx.ModelProto) -> int | None:
+    """Nodes of the graph and of its subgraphs, with a function's own in the place of each call; None where functions
+    call each other in a circle, or over `DEEPEST_CALLS` deep."""
+    functions = {(function.domain, function.name): list(_inside(function.node)) for function in proto.functions}
+    known: dict[tuple[str, str], int] = {}
+
+    def count(nodes: Iterable[onnx.NodeProto]) -> int:
+        return sum(known.get((node.domain, node.op_type), 1) for node in nodes)
+
+    for _ in range(DEEPEST_CALLS):  # those that call no other are known first, then those that call these
+        counted = {key: count(nodes) for key, nodes in functions.items()}
+        if counted == known:
+            return count(_inside(proto.graph.node))
+        known = counted
+    return None
+
+
+def _inside(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes, and those of their subgraphs."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for attribute in node.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                waiting.extend(graph.node)
 
 
 def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
@@ -265,9 +304,7 @@ def _check(path: Path, proto: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError) as err:  # a ValueError: names that are not UTF-8
-        raise ModelError(
-            f"{path}: the graph is not valid ONNX: {_first_cause(err)}", hint="export the model again"
-        ) from err
+        raise ModelError(f"{path}: the graph is not valid ONNX: {_first_cause(err)}", hint=_AGAIN) from err
     newest = onnx.defs.onnx_opset_version()
     for opset in proto.opset_import:
         if opset.domain in ("", "ai.onnx") and opset.version > newest:
