@@ -150,17 +150,19 @@ def _given(name: str, default: float) -> float:
 
 def _in_copy(what: str, function: Callable[[], object], limits: Limits, writing: int) -> NoReturn:
     """Never comes back: nothing that this process would do at its end is done twice."""
-    reply: dict[str, str | None] = {}
     try:
-        _hold_to(limits)
-        function()
-    except Exception as err:  # noqa: BLE001 - not hidden: it is raised in the process that asked
-        error = translated(what, err)
-        kind = next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
-        reply = {"kind": kind, "message": error.message, "hint": error.hint}
-    with suppress(BaseException), os.fdopen(writing, "wb") as pipe:
-        pipe.write(json.dumps(reply).encode())
-    os._exit(0)
+        reply: dict[str, str | None] = {}
+        try:
+            _hold_to(limits)
+            function()
+        except Exception as err:  # noqa: BLE001 - not hidden: it is raised in the process that asked
+            error = translated(what, err)
+            kind = next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
+            reply = {"kind": kind, "message": error.message, "hint": error.hint}
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(json.dumps(reply).encode())
+    finally:
+        os._exit(0)
 
 
 def _hold_to(limits: Limits) -> None:

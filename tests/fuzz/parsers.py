@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,7 @@ def _row() -> list[bytes]:
     return [file.getvalue()]
 
 
+@cache
 def _program_parts() -> dict[str, bytes]:
     import torch
 
