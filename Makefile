@@ -7,7 +7,7 @@ SYSTEM_PACKAGES := mount openssh-server openssh-client iproute2 adb qemu-user de
 WORKERS ?= $(shell expr $$(nproc) + 1)
 DEMO := bench/models/mnist_mlp.py:recipe
 
-.PHONY: venv vendor demo test lint format bench accuracy seeds figures screenshots constraints system clean
+.PHONY: venv vendor demo test fuzz lint format bench accuracy seeds figures screenshots constraints system clean
 
 venv: .venv/.installed
 
@@ -39,6 +39,11 @@ test: export OMP_NUM_THREADS = 1
 test: export PYTHONDONTWRITEBYTECODE =
 test: venv system vendor
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
+
+# Every parser on wrong bytes, with other seeds each time; what is found is kept under tests/fuzz/corpus/.
+HOURS ?= 2
+fuzz: venv
+	PYTHONPATH=.:bench OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --hours $(HOURS)
 
 lint: venv
 	$(BIN)/ruff check

@@ -11,14 +11,13 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import figures_file
-from hardening import forked, measured, things
+from hardening import containers, forked, measured, things
 from hardening.arguments import wrong_arguments
 from hardening.case import Case, Outcome
-from hardening.containers import wrong_files
 from hardening.graphs import wrong_graphs
 from hardening.recipes import wrong_recipes
 from hardening.streams import wrong_streams
@@ -26,18 +25,26 @@ from hardening.streams import wrong_streams
 NAME = "experiments/hardening"
 
 
-def cases(found: things.Things, seed: int) -> list[Case]:
-    """All wrong inputs, in the order of their families."""
-    return [
-        *wrong_arguments(found), *wrong_graphs(found, seed), *wrong_files(found, seed), *wrong_recipes(found),
-        *wrong_streams(found),
-    ]  # fmt: skip
+FAMILIES: Mapping[str, Callable[[things.Things, int], Iterable[Case]]] = {
+    "arguments": lambda found, seed: wrong_arguments(found),
+    "onnx": wrong_graphs,
+    "tflite": containers.wrong_tflite,
+    "pt2": containers.wrong_programs,
+    "keras": containers.wrong_keras,
+    "data": containers.wrong_data,
+    "packs": containers.wrong_packs,
+    "archive": containers.wrong_archives,
+    "targets": containers.wrong_targets,
+    "recipes": lambda found, seed: wrong_recipes(found),
+    "streams": lambda found, seed: wrong_streams(found),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", help="families, or words of their cases; nothing is kept then")
+    parser.add_argument("--only", action="append", choices=FAMILIES, help="some families; nothing is kept then")
+    parser.add_argument("--case", action="append", help="cases with such words alone; nothing is kept then")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations")
     parser.add_argument("--folder", type=Path, help="where sound files are made, and found again")
     parser.add_argument("-v", "--verbose", action="store_true", help="print how each ended")
@@ -49,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
               f"{one.peak_bytes >> 20} MiB\n  {' '.join(one.case.arguments)[:300]}\n{one.said[-700:]}")  # fmt: skip
     for row in measured.rows(outcomes):
         print(row)
-    if not given.only:
+    if not given.only and not given.case:
         figures_file.store(NAME, {"seed": given.seed, "rows": measured.rows(outcomes)})
     return int(bool(measured.failed(outcomes)))
 
@@ -62,8 +69,9 @@ def _run(folder: Path, given: argparse.Namespace) -> list[Outcome]:
     environment |= {"HOME": str(own), "TMPDIR": str(own), "EDGEPACK_CACHE": str(own / "cache")}
     forked.import_all()
     outcomes = []
-    for case in cases(found, given.seed):
-        if given.only and not any(word == case.family or word in case.name for word in given.only):
+    every = (case for name in given.only or FAMILIES for case in FAMILIES[name](found, given.seed))
+    for case in every:
+        if given.case and not any(word in f"{case.family} {case.name}" for word in given.case):
             continue
         outcomes.append(forked.run(case, folder, environment))
         if given.verbose:

@@ -10,7 +10,7 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +21,69 @@ from hardening.graphs import mutated
 from hardening.things import Things
 
 MUTATED = 60
-BOMB_BYTES = 3 * 10**9
+BOMB_BYTES = 15 * 10**8
 DIGITS = "9" * 400
+BUILD = ("--target", "rpi4", "--rank", "2", "--formats", "onnx", "--max-drop", "100", "--out", "{out}")
 
 
-def wrong_files(things: Things, seed: int) -> Iterator[Case]:
-    """All of them, written beside the sound ones."""
-    rng = random.Random(seed)
-    build = ("--target", "rpi4", "--rank", "2", "--formats", "onnx", "--max-drop", "100", "--out", "{out}")
-    onnx = str(things.onnx)
-    for family, suffix, good, more, command in (
-        ("tflite", "tflite", things.tflite, {}, ("inspect", "{}")),
-        ("pt2", "pt2", things.program, _programs(things.program), ("inspect", "{}")),
-        ("data", "npz", things.data, _arrays(), ("build", onnx, "--data", "{}", *build)),
-        ("archive", "tar.xz", things.archive, _archives(), ("extract", "{}", "--out", "{out}")),
-        ("targets", "yaml", _targets(things), _yamls(), ("targets", "check", "{}")),
-    ):
-        content = good.read_bytes()
-        files = {**_plain(content), **more, **{f"mutated {n}": mutated(content, rng) for n in range(MUTATED)}}
-        for number, (name, wrong) in enumerate(files.items()):
-            path = things.wrong / f"{family}-{number}.{suffix}"
-            path.write_bytes(wrong)
-            yield Case(family, name, tuple(part.replace("{}", str(path)) for part in command))
-    for name, path in _keras(things.wrong, rng).items():
-        yield Case("keras", name, ("inspect", str(path)))
+def wrong_tflite(things: Things, seed: int) -> Iterator[Case]:
+    """TFLite files, inspected."""
+    return _changed("tflite", things.tflite, {}, ("inspect", "{}"), things, seed)
+
+
+def wrong_programs(things: Things, seed: int) -> Iterator[Case]:
+    """Exported torch programs, inspected."""
+    return _changed("pt2", things.program, _programs(things.program), ("inspect", "{}"), things, seed)
+
+
+def wrong_data(things: Things, seed: int) -> Iterator[Case]:
+    """Samples, built with: archives of arrays, and folders."""
+    command = ("build", str(things.onnx), "--data", "{}", *BUILD)
+    yield from _changed("data", things.data, _arrays(), command, things, seed)
     for name, path in _folders(things.wrong).items():
-        yield Case("data", name, ("build", onnx, "--data", str(path), *build))
+        yield Case("data", name, _filled(command, path))
+
+
+def wrong_archives(things: Things, seed: int) -> Iterator[Case]:
+    """Archives of model files, extracted."""
+    return _changed("archive", things.archive, _archives(), ("extract", "{}", "--out", "{out}"), things, seed)
+
+
+def wrong_targets(things: Things, seed: int) -> Iterator[Case]:
+    """Targets files, checked."""
+    return _changed("targets", _targets(things), _yamls(), ("targets", "check", "{}"), things, seed)
+
+
+def wrong_keras(things: Things, seed: int) -> Iterator[Case]:
+    """Keras models, inspected."""
+    for name, path in _keras(things.wrong, random.Random(seed)).items():
+        yield Case("keras", name, ("inspect", str(path)))
+
+
+def wrong_packs(things: Things, seed: int) -> Iterator[Case]:
+    """Packs with one file changed, by the commands that read them in turn."""
     commands = (("compare", "{}"), ("inspect", "{}"), ("run", "{}"), ("compare", "{}", "--json"))
-    for number, (name, path) in enumerate(_packs(things, rng).items()):
-        yield Case("packs", name, tuple(part.replace("{}", str(path)) for part in commands[number % len(commands)]))
+    for number, (name, path) in enumerate(_packs(things, random.Random(seed)).items()):
+        yield Case("packs", name, _filled(commands[number % len(commands)], path))
+
+
+def _changed(
+    family: str, good: Path, more: Mapping[str, bytes], command: Sequence[str], things: Things, seed: int
+) -> Iterator[Case]:
+    """What a sound file becomes by chance, and what was made by hand."""
+    content, rng = good.read_bytes(), random.Random(seed)
+    files = {**_plain(content), **more, **{f"mutated {n}": mutated(content, rng) for n in range(MUTATED)}}
+    for number, (name, wrong) in enumerate(files.items()):
+        path = (
+            things.wrong
+            / f"{family}-{number}{''.join(good.suffixes[-2:] if '.tar' in good.name else good.suffixes[-1:])}"
+        )
+        path.write_bytes(wrong)
+        yield Case(family, name, _filled(command, path))
+
+
+def _filled(command: Sequence[str], path: Path) -> tuple[str, ...]:
+    return tuple(part.replace("{}", str(path)) for part in command)
 
 
 def _plain(good: bytes) -> dict[str, bytes]:
@@ -83,7 +117,10 @@ def _zip(parts: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> b
 def _bomb(name: str, head: bytes) -> bytes:
     """A zip archive with a part that unpacks to gigabytes of zeros."""
     made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(name, "w", force_zip64=True) as part:
+    with (
+        zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open(name, "w", force_zip64=True) as part,
+    ):
         part.write(head)
         for _ in range(BOMB_BYTES >> 24):
             part.write(bytes(1 << 24))
@@ -128,7 +165,7 @@ def _arrays() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((64, 16)).astype(np.float32)
     values = {
-        "1e38": rows * 1e38,
+        "1e38": rows * 3e37,
         "1e30": rows * 1e30,
         "nan": rows * np.nan,
         "zero": rows * 0,

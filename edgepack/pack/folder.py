@@ -19,8 +19,6 @@ MANIFEST = "manifest.json"
 RESULTS = "results"
 EXAMPLE = "example_inputs.npz"
 """The inputs of one call, by name."""
-PREFIX = 60
-"""Letters of a name, at most, that a temporary folder beside it begins with: the file system bounds names."""
 WRITTEN = "written-files"
 """Step of the cache that keeps, by the digest of a model file that was written alone, what it was built from."""
 
