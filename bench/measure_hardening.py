@@ -1,7 +1,7 @@
 """More than a thousand wrong inputs over all commands: exits by code, internal errors, hangs, memory.
 
 `.venv/bin/python bench/measure_hardening.py` runs all of them, each in a process of its own that may take 30 s and
-2 GB, and writes the section of bench/RESULTS.md; `--only onnx` some of them and writes nothing. It ends with 1 where
+2 GB, and writes the section of bench/RESULTS.md; `--only onnx` measures some of them again. It ends with 1 where
 an input ended in another way than documented.
 """
 
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import figures_file
 from hardening import containers, forked, measured, things
@@ -21,8 +22,10 @@ from hardening.case import Case, Outcome
 from hardening.graphs import wrong_graphs
 from hardening.recipes import wrong_recipes
 from hardening.streams import wrong_streams
+from results_page import put_section
 
 NAME = "experiments/hardening"
+COMMAND = ".venv/bin/python bench/measure_hardening.py"
 
 
 FAMILIES: Mapping[str, Callable[[things.Things, int], Iterable[Case]]] = {
@@ -43,7 +46,9 @@ FAMILIES: Mapping[str, Callable[[things.Things, int], Iterable[Case]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", choices=FAMILIES, help="some families; nothing is kept then")
+    parser.add_argument(
+        "--only", action="append", choices=FAMILIES, help="some families; those of others stay as they are"
+    )
     parser.add_argument("--case", action="append", help="cases with such words alone; nothing is kept then")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations")
     parser.add_argument("--folder", type=Path, help="where sound files are made, and found again")
@@ -56,9 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
               f"{one.peak_bytes >> 20} MiB\n  {' '.join(one.case.arguments)[:300]}\n{one.said[-700:]}")  # fmt: skip
     for row in measured.rows(outcomes):
         print(row)
-    if not given.only and not given.case:
-        figures_file.store(NAME, {"seed": given.seed, "rows": measured.rows(outcomes)})
+    if not given.case:
+        _keep(measured.rows(outcomes), given.seed)
     return int(bool(measured.failed(outcomes)))
+
+
+def _keep(rows: list[dict[str, Any]], seed: int) -> None:
+    """Rows of families in the place of those that there were, and the section of all."""
+    kept = {row["family"]: row for row in [*(figures_file.rows(NAME) or []), *rows]}
+    stored = figures_file.store(NAME, {"seed": seed, "rows": list(kept.values())})
+    put_section("hardening", COMMAND, stored, measured.render(stored["figures"]["rows"]))
 
 
 def _run(folder: Path, given: argparse.Namespace) -> list[Outcome]:
@@ -67,7 +79,7 @@ def _run(folder: Path, given: argparse.Namespace) -> list[Outcome]:
     found = things.make(folder, environment)
     own = Path(tempfile.mkdtemp(dir=folder, prefix="home-"))
     environment |= {"HOME": str(own), "TMPDIR": str(own), "EDGEPACK_CACHE": str(own / "cache")}
-    forked.import_all()
+    forked.import_all(found.program)
     outcomes = []
     every = (case for name in given.only or FAMILIES for case in FAMILIES[name](found, given.seed))
     for case in every:

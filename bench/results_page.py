@@ -24,6 +24,7 @@ HEADINGS: Mapping[str, str] = {
     "dtln": "Noise suppression on a Raspberry Pi 3B+",
     "embeddings": "Embeddings of sound and of sentences",
     "ranks": "Rules for the ranks of convolutions",
+    "hardening": "Wrong inputs over all commands",
     "prices": "Predicted latencies against counts of whole files",
     "zoo": "Model files as people have them",
     "faults": "Faults on purpose",

@@ -31,8 +31,12 @@ _NEW_MOUNTS, _READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 0x20000, 1, 32,
 """Of Linux's `sched.h` and `mount.h`."""
 
 
-def import_all() -> None:
-    """What the commands import sooner or later, and no thread is started by."""
+def import_all(program: Path) -> None:
+    """What the commands import sooner or later, and no thread is started by.
+
+    Args:
+        program: a sound one, whose reading imports much.
+    """
     import ai_edge_litert.interpreter
     import onnx
     import onnx_ir
@@ -41,11 +45,11 @@ def import_all() -> None:
     import torch.export
     import yaml
 
-    import edgepack.cli
-    import edgepack.pipeline.build
-    import edgepack.report.build
-    import edgepack.sources  # noqa: F401
+    from edgepack.sources.keras import import_keras
+    from edgepack.torchgraph import load_program
 
+    import_keras()
+    load_program(program)
     assert all((ai_edge_litert.interpreter, onnx, onnx_ir, onnxruntime, pydantic, torch.export, yaml))
 
 
