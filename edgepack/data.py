@@ -147,8 +147,8 @@ def read_arrays(path: Path) -> dict[str, Array]:
         most = min(MAX_BYTES, limits_of(path.stat().st_size).memory_bytes)
         if total > most:
             raise DataError(
-                f"{path}: {total / 2**30:.1f} GiB unpacked, of {path.stat().st_size} bytes at most "
-                f"{most / 2**30:.1f} GiB are read",
+                f"{path}: {total / 2**30:.1f} GiB unpacked, at most {most / 2**30:.1f} GiB of "
+                f"{path.stat().st_size} bytes are read",
                 hint=f"save it with numpy.savez, uncompressed; or {MORE}",
             )
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:

@@ -418,3 +418,9 @@ def test_the_folder_of_a_workspace_ends_with_the_block(tmp_path: Path) -> None:
 def test_file_digest(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     assert file_digest(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_device_is_never_replaced() -> None:
+    with pytest.raises(OutputError, match="no file that can be replaced"), atomic_path(Path("/dev/null")):
+        pass
+    assert not Path("/dev/null").is_file()

@@ -61,6 +61,6 @@ def main() -> None:
     except SystemExit as err:
         # What the reader of help left, click hears of first, and replaces the stream.
         code = err.code if sys.stdout is outputs[0] else streams.READER_LEFT
-    except OSError:  # of the output, which `finish` names: all others end at the door
-        code = 0
+    except OSError as err:  # of the output: all others end at the door
+        code = streams.failed(err)
     sys.exit(streams.finish(outputs, code if isinstance(code, int) else int(code is not None)))

@@ -61,15 +61,19 @@ def finish(streams: tuple[TextIO, TextIO], code: int) -> int:
     for stream in streams:
         try:
             stream.flush()
-        except BrokenPipeError:
-            code = READER_LEFT
-            _abandon(stream)
         except (OSError, ValueError) as err:  # a ValueError: somebody closed it
-            code = code or OutputError.exit_code
             _abandon(stream)
-            with suppress(OSError, ValueError):
-                sys.stderr.write(f"error: the output cannot be written: {getattr(err, 'strerror', None) or err}\n")
+            code = code or failed(err)
     return code
+
+
+def failed(err: OSError | ValueError) -> int:
+    """Say that the output cannot be written, if that can be; the code of the exit."""
+    if isinstance(err, BrokenPipeError):
+        return READER_LEFT
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"error: the output cannot be written: {getattr(err, 'strerror', None) or err}\n")
+    return OutputError.exit_code
 
 
 def _abandon(stream: TextIO) -> None:
