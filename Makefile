@@ -50,6 +50,8 @@ lint: venv
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@if test -x $(BIN)/pip-audit; then $(BIN)/pip-audit --disable-pip --no-deps -r constraints.hashed.txt; \
+	  else echo "pip-audit is not installed: no advisories were looked at"; fi
 
 format: venv
 	$(BIN)/ruff check --fix
@@ -73,6 +75,7 @@ screenshots: venv system
 constraints:
 	{ echo "# Exact versions that the tests and figures were made with. Refresh: make constraints"; \
 	  $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu//' | sort -f; } > constraints.txt
+	$(BIN)/python bench/supply.py
 
 # Some tests mount a small or read-only file system; Debian's package for that is installed where we may.
 system:
