@@ -101,8 +101,6 @@ def _child(arguments: list[str], folder: Path, environment: Mapping[str, str], s
             code = 0
         except SystemExit as err:
             code = err.code if isinstance(err.code, int) else int(err.code is not None)
-        sys.stdout.flush()
-        sys.stderr.flush()
     except BaseException:  # noqa: BLE001
         import traceback
 

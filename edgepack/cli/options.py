@@ -212,6 +212,9 @@ def door(output: Renderer, *, verbose: bool) -> Iterator[None]:
     except Exception as err:
         if isinstance(err, typer.Exit | typer.Abort) or type(err).__module__.startswith(("click", "typer")):
             raise
+        if getattr(sys.stdout, "closed", False):
+            _report("OutputError", "the output was closed meanwhile", None, OutputError.exit_code, output, verbose)
+            raise typer.Exit(OutputError.exit_code) from err
         message = f"internal error: {type(err).__name__}: {err}"
         _report(
             "InternalError", message, None if verbose else "run again with -v for the traceback", 1, output, verbose

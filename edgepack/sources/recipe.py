@@ -223,7 +223,7 @@ def user_errors(spec: str, doing: str, hint: str = _SHAPE) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, GeneratorExit, EdgepackError):
+    except (KeyboardInterrupt, EdgepackError):
         raise
     except SyntaxError as err:
         raise ModelError(
@@ -231,15 +231,22 @@ def user_errors(spec: str, doing: str, hint: str = _SHAPE) -> Iterator[None]:
             hint="expected a file that this Python can run: try python -m py_compile",
         ) from err
     except BaseException as err:
+        if isinstance(err, GeneratorExit) and not _own_frames(err):  # who reads the samples has had enough
+            raise
         raise ModelError(f"{spec}: {doing} it raised {type(err).__name__} at {_where(err)}: {err}", hint=hint) from err
 
 
 def _where(err: BaseException) -> str:
     """File and line of the innermost frame that is the user's own: not edgepack's, not a library's."""
+    own = _own_frames(err) or list(traceback.extract_tb(err.__traceback__))
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else "an unknown place"
+
+
+def _own_frames(err: BaseException) -> list[traceback.FrameSummary]:
+    """Those that are the user's, outermost first."""
     frames = traceback.extract_tb(err.__traceback__)
     own = [f for f in frames if not f.filename.startswith((_PACKAGE, "<")) and "site-packages" not in f.filename]
-    own = [f for f in own if not f.filename.startswith(os.path.dirname(os.__file__))] or list(frames)
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else "an unknown place"
+    return [f for f in own if not f.filename.startswith(os.path.dirname(os.__file__))]
 
 
 def _checked(recipe: object, spec: str) -> Recipe:
