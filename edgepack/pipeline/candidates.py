@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isfinite
+
+import numpy as np
 
 from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import CONSTEXPR, CORRECTED, DENSE_INT8, FP32, SCHEMES
@@ -16,7 +19,7 @@ from edgepack.cost.sizes import (
     table_bytes,
     time_over_dense,
 )
-from edgepack.errors import UsageError
+from edgepack.errors import ModelError, UsageError
 from edgepack.model.kinds import kind_of, sides, view_name, views_of
 from edgepack.model.layer import Layer
 from edgepack.model.scheme import Format, Scheme, bits_of
@@ -76,6 +79,22 @@ class LayerCandidates:
     candidates: tuple[Candidate, ...]
     why_dense: str | None
     shared: SharedWays | None = None
+
+
+def check_losses(all_candidates: Sequence[LayerCandidates]) -> None:
+    """Refuse a model of which some of them lose what is no number.
+
+    Raises:
+        ModelError: weights and samples are so large that it overflows.
+    """
+    for one in all_candidates:
+        if not all(isfinite(candidate.loss) for candidate in one.candidates):
+            largest = max((float(np.abs(weight).max()) for weight in one.layer.weights.values()), default=0.0)
+            raise ModelError(
+                f"{one.layer.name}: its weights, up to {largest:.3g}, times its inputs are beyond what float32 "
+                "holds, so that what rounding loses of them is no number",
+                hint="scale the model or its samples, or leave the layer as it is with --keep",
+            )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from edgepack.model.structure import DENSE
 from edgepack.model.types import LayerPlan
 from edgepack.pipeline import limits
 from edgepack.pipeline.baselines import Baseline, dense_instead
-from edgepack.pipeline.candidates import LayerCandidates
+from edgepack.pipeline.candidates import LayerCandidates, check_losses
 from edgepack.pipeline.distill import Outcome
 from edgepack.pipeline.evaluate import FileTrial
 from edgepack.pipeline.evaluator import Evaluator
@@ -404,7 +404,11 @@ def plan(
     Args:
         deadline_s: see `Search`.
         start: predicted loss near which to look first.
+
+    Raises:
+        ModelError: weights and samples are so large that what they lose is no number.
     """
+    check_losses(all_candidates)
     rest = limits.measure_rest(evaluator, files, estimates, all_candidates)
     bounds = limits.user_bounds(evaluator.options, rest)
     int8_bounds = limits.bounds_of_dense_int8(evaluator, all_candidates, baseline, bounds, rest)
