@@ -54,16 +54,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="where sound files are made, and found again")
     parser.add_argument("-v", "--verbose", action="store_true", help="print how each ended")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="edgepack-hardening-") as folder:
-        outcomes = _run(given.folder or Path(folder), given)
-    for one in measured.failed(outcomes):
-        print(f"\n{one.case.family}: {one.case.name}: exit {one.code}, {one.seconds:.0f} s, "
-              f"{one.peak_bytes >> 20} MiB\n  {' '.join(one.case.arguments)[:300]}\n{one.said[-700:]}")  # fmt: skip
-    for row in measured.rows(outcomes):
-        print(row)
-    if not given.case:
+    with tempfile.TemporaryDirectory(prefix="edgepack-hardening-") as temporary:
+        folder = given.folder or Path(temporary)
+        environment = _prepared(folder)
+        found = things.make(folder, environment)
+        forked.import_all(found.program)
+        failed = [one for name in given.only or FAMILIES for one in _family(name, found, environment, given)]
+    for one in failed:
+        print(
+            f"\n{one.case.family}: {one.case.name}: exit {one.code}, {one.seconds:.0f} s, {one.peak_bytes >> 20} MiB\n"
+            f"  {' '.join(one.case.arguments)[:300]}\n{one.said[-700:]}"
+        )
+    return int(bool(failed))
+
+
+def _prepared(folder: Path) -> dict[str, str]:
+    """The environment of commands: with a home and a cache of their own."""
+    own = folder / "home"
+    own.mkdir(parents=True, exist_ok=True)
+    known = {"HOME": str(own), "TMPDIR": str(own), "EDGEPACK_CACHE": str(own / "cache"), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **known}
+
+
+def _family(
+    name: str, found: things.Things, environment: Mapping[str, str], given: argparse.Namespace
+) -> list[Outcome]:
+    """Run a family and keep its row; what failed of it."""
+    outcomes = []
+    for case in FAMILIES[name](found, given.seed):
+        if given.case and not any(word in f"{case.family} {case.name}" for word in given.case):
+            continue
+        one = forked.run(case, found.wrong.parent, environment)
+        outcomes.append(one)
+        if given.verbose:
+            last = (one.said.strip().splitlines() or [""])[0][:150]
+            print(
+                f"{one.code} {one.seconds:5.1f} s {one.peak_bytes >> 20:5d} MiB {case.family} {case.name}: {last}",
+                flush=True,
+            )
+    if outcomes and not given.case:
         _keep(measured.rows(outcomes), given.seed)
-    return int(bool(measured.failed(outcomes)))
+    return measured.failed(outcomes)
 
 
 def _keep(rows: list[dict[str, Any]], seed: int) -> None:
@@ -71,29 +102,6 @@ def _keep(rows: list[dict[str, Any]], seed: int) -> None:
     kept = {row["family"]: row for row in [*(figures_file.rows(NAME) or []), *rows]}
     stored = figures_file.store(NAME, {"seed": seed, "rows": list(kept.values())})
     put_section("hardening", COMMAND, stored, measured.render(stored["figures"]["rows"]))
-
-
-def _run(folder: Path, given: argparse.Namespace) -> list[Outcome]:
-    folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "EDGEPACK_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    found = things.make(folder, environment)
-    own = Path(tempfile.mkdtemp(dir=folder, prefix="home-"))
-    environment |= {"HOME": str(own), "TMPDIR": str(own), "EDGEPACK_CACHE": str(own / "cache")}
-    forked.import_all(found.program)
-    outcomes = []
-    every = (case for name in given.only or FAMILIES for case in FAMILIES[name](found, given.seed))
-    for case in every:
-        if given.case and not any(word in f"{case.family} {case.name}" for word in given.case):
-            continue
-        outcomes.append(forked.run(case, folder, environment))
-        if given.verbose:
-            one = outcomes[-1]
-            last = (one.said.strip().splitlines() or [""])[0][:150]
-            print(
-                f"{one.code} {one.seconds:5.1f} s {one.peak_bytes >> 20:5d} MiB {case.family} {case.name}: {last}",
-                flush=True,
-            )
-    return outcomes
 
 
 if __name__ == "__main__":
