@@ -56,10 +56,9 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
     most = (f"{max(row['seconds'] for row in rows):.1f} s", size(max(row["peak_bytes"] for row in rows)))
     lines.append(("**all**", str(sum(row["inputs"] for row in rows)), *map(str, sums), *most))
     about = (
-        f"Each input is a command of its own, in a process that may take {LIMIT_S:.0f} s and 2 GB: beyond that it counts "
-        "as a hang. Exit 0 is what turned out to be no mistake, such as a changed byte of a weight; 1 an internal error, "
-        "which is a defect; 141 that nobody read the output any more; other ends are those by a signal. Mutations are "
-        "seeded."
+        f"Each input is a command of its own, in a process that may take {LIMIT_S:.0f} s and 2 GB: beyond that it is a "
+        "hang. Exit 0 is what turned out to be no mistake, such as a changed byte of a weight; 1 an internal error, a "
+        "defect; 141 that nobody read the output any more; other ends are those by a signal. Mutations are seeded."
     )
     return f"{about}\n\n{markdown_table(head, lines, right=head[1:])}"
 
