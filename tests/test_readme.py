@@ -199,7 +199,7 @@ def test_exit_codes_are_those_of_the_errors() -> None:
     kinds = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.EdgepackError)
     ]
-    assert listed == {0, options.INTERRUPTED, *(kind.exit_code for kind in kinds)}
+    assert listed == {0, options.INTERRUPTED, options.READER_LEFT, *(kind.exit_code for kind in kinds)}
 
 
 def test_what_to_do_is_said_for_every_error() -> None:
@@ -207,7 +207,13 @@ def test_what_to_do_is_said_for_every_error() -> None:
     listed = {(kind.strip(), int(code)) for code, kinds in rows for kind in kinds.split(",")}
     kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
     raised = {(kind.__name__, kind.exit_code) for kind in kinds - {errors.EdgepackError}}
-    assert listed == {*raised, ("–", 0), ("InternalError", 1), ("Interrupted", options.INTERRUPTED)}
+    assert listed == {
+        *raised,
+        ("–", 0),
+        ("InternalError", 1),
+        ("Interrupted", options.INTERRUPTED),
+        ("–", options.READER_LEFT),
+    }
 
 
 @pytest.mark.parametrize(
