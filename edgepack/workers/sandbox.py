@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from edgepack import errors
@@ -35,6 +36,13 @@ INPUT_SHARE = 1 / 16
 MEMORY_PER_BYTE = 16
 """Memory for each byte of the file, beside `DEFAULT_GIB`."""
 MOST_REPLY = 1 << 20
+STALLED_S = 3.0
+"""Without any work, while no thread waits for a processor or a disk, in which a copy is taken to hang on a lock that
+another thread held when it was made: another copy is made then."""
+COPIES = 3
+BUSY = 5
+"""Times the wall time of its limits that a copy may have where others keep the processors from it."""
+_LOOK_S = 0.5
 MORE = f"if you trust the file, allow more: {SECONDS}=300 or {GIB}=16 before the command"
 _PDEATHSIG = 1
 
@@ -44,7 +52,7 @@ class Limits:
     """What the copy may take beyond what this process has.
 
     Attributes:
-        seconds: wall time.
+        seconds: wall time, and of the processors.
         memory_bytes: of addresses.
     """
 
@@ -85,22 +93,12 @@ def tried(what: str, limits: Limits, function: Callable[[], object]) -> None:
     """
     if sys.platform != "linux":
         return
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: the copy needs none of them
-        pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        _in_copy(what, function, limits, writing)
-    os.close(writing)
-    try:
-        reply = _reply(reading, time.monotonic() + limits.seconds)
-    finally:
-        os.close(reading)
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-    if reply is None:
+    for left in reversed(range(COPIES)):
+        reply, status, stalled = _in_one_copy(what, limits, function, last=not left)
+        if not stalled:
+            break
+    out_of_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+    if reply is None or (not reply and out_of_time):
         raise ModelError(f"{what}: reading it and running it once took over {limits.seconds:.0f} s", hint=MORE)
     if not reply:
         ended = os.waitstatus_to_exitcode(status)
@@ -113,6 +111,28 @@ def tried(what: str, limits: Limits, function: Callable[[], object]) -> None:
     error = json.loads(reply)
     if error:
         raise getattr(errors, error["kind"])(error["message"], hint=error["hint"])
+
+
+def _in_one_copy(
+    what: str, limits: Limits, function: Callable[[], object], *, last: bool
+) -> tuple[bytes | None, int, bool]:
+    """Its reply, None without one in time; its status for `waitpid`; whether it hung while others may still be made."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: the copy needs none of them
+        pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _in_copy(what, function, limits, writing)
+    os.close(writing)
+    try:
+        reply, stalled = _reply(reading, pid, limits, last=last)
+    finally:
+        os.close(reading)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+    return reply, status, stalled
 
 
 def translated(what: str, err: Exception) -> EdgepackError:
@@ -192,14 +212,36 @@ def _lower(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, hard))
 
 
-def _reply(reading: int, deadline: float) -> bytes | None:
-    """All that was said until the copy ended; None where it did not in time."""
-    said = b""
-    while (left := deadline - time.monotonic()) > 0:
-        if not select.select([reading], [], [], left)[0]:
-            return None
-        more = os.read(reading, MOST_REPLY)
-        if not more:
-            return said
-        said += more
-    return None
+def _reply(reading: int, pid: int, limits: Limits, *, last: bool) -> tuple[bytes | None, bool]:
+    """All that was said until the copy ended, None where it did not in time; whether it was given up as stalled."""
+    said, start = b"", time.monotonic()
+    worked_s, moved = 0.0, start
+    while True:
+        if select.select([reading], [], [], min(_LOOK_S, limits.seconds))[0]:
+            more = os.read(reading, MOST_REPLY)
+            if not more:
+                return said, False
+            said += more
+            continue
+        now, (cpu_s, idle) = time.monotonic(), _work(pid)
+        if cpu_s > worked_s or not idle:
+            worked_s, moved = cpu_s, now
+        if now - moved > STALLED_S and not last:
+            return None, True
+        if now - start > limits.seconds * (1 if idle or worked_s > limits.seconds / 2 else BUSY):
+            return None, False
+
+
+def _work(pid: int) -> tuple[float, bool]:
+    """Seconds of processor that a process has had, and whether all its threads sleep (neither run, nor read a disk)."""
+    states = set()
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            states.add(_stat(thread)[0])
+    _, *fields = _stat(Path(f"/proc/{pid}"))
+    return (int(fields[10]) + int(fields[11])) / os.sysconf("SC_CLK_TCK"), states <= {"S", "Z"}
+
+
+def _stat(folder: Path) -> list[str]:
+    """What `proc(5)` has in `stat` from the state on: the name before may hold blanks and parentheses."""
+    return (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgepack.errors import DataError, ModelError, UsageError
+from edgepack.workers import sandbox
 from edgepack.workers.sandbox import GIB, SECONDS, Limits, limits_of, tried
 
 LIMITS = Limits(20.0, 2**28)
@@ -56,6 +58,33 @@ def test_what_never_ends_is_ended() -> None:
     with pytest.raises(ModelError, match="took over 1 s") as caught:
         tried("a file", Limits(1.0, 2**28), lambda: time.sleep(600))
     assert SECONDS in (caught.value.hint or "")
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_work_that_never_ends_is_ended() -> None:
+    with pytest.raises(ModelError, match="took over 1 s"):
+        tried("a file", Limits(1.0, 2**28), _work_for_ever)
+
+
+def _work_for_ever() -> object:
+    while True:
+        pass
+
+
+def test_a_copy_that_hangs_on_a_lock_of_another_thread_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "STALLED_S", 0.6)
+    lock, held, given_up = threading.Lock(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            given_up.wait()
+
+    threading.Thread(target=hold, daemon=True).start()
+    held.wait()
+    threading.Timer(0.3, given_up.set).start()  # long before the second copy, whose lock is free then
+    tried("a file", LIMITS, lambda: lock.acquire())
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
