@@ -145,9 +145,15 @@ def _try(opened: Model) -> None:
     """Run a model once, where it has open sides with the first usual ones on which it runs.
 
     Raises:
-        ModelError: it lacks memory. Whatever else a runtime has against it, a build tells with the data at hand.
+        MemoryError: there is not enough. Whatever else a runtime has against it, a build tells with the data at hand;
+            of a model that none here runs there still is something to inspect.
     """
-    session = native(opened.native).session(opened.content, {}, threads=1)
+    try:
+        session = native(opened.native).session(opened.content, {}, threads=1)
+    except ModelError as err:
+        if out_of_memory(err.message):
+            raise MemoryError from err
+        return
     for inputs in islice(usual_sides(opened.inputs), MOST_TRIED):
         try:
             session.run(example(None, inputs, 0))

@@ -113,7 +113,7 @@ def test_calibrate_measures_over_ssh(
     ("args", "expected"),
     [
         (("bench", "PACK", "--host", "a", "--local"), "--local excludes --host and --adb"),
-        (("bench", "PACK", "--host", "a", "--emulate"), "--emulate excludes --local, --host and --adb"),
+        (("bench", "PACK", "--host", "a", "--emulate"), "--emulate excludes --local, --host, --adb and --browser"),
         (("bench", "PACK", "--host", "a b"), "not a host: 'a b'"),
         (("bench", "PACK", "--host", "pi@x:99999"), "not a host: 'pi@x:99999'"),
         (("bench", "PACK", "--host", "a", "--host", "a"), "a is named twice"),

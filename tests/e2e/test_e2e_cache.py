@@ -40,7 +40,7 @@ def test_one_bit_flipped_in_every_entry_of_every_kind(rpi4_pack: Built, recipe_f
     assert contents(out) == contents(rpi4_pack.path)
     used = [path for path in whole if path.exists()]
     assert {path.relative_to(cache).parts[0] for path in used} == {entry.step for entry in found}
-    assert all(path.read_bytes() == whole[path] for path in used)
+    assert [path.relative_to(cache) for path in used if path.read_bytes() != whole[path]] == []
 
 
 def test_builds_at_once_in_one_cache_and_one_place(model: Path, data: Path, tmp_path: Path) -> None:
