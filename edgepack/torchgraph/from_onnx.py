@@ -130,6 +130,7 @@ def _simplified(path: Path, shapes: Mapping[str, Sequence[int]], folder: Path) -
             tensor.shape.dim.add().dim_value = int(size)
     # Shapes noted for other input sizes would contradict the new ones.
     del model.graph.value_info[:]
+    _without_maps(model)
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     fixed, simple = folder / "fixed.onnx", folder / "model.onnx"
@@ -146,6 +147,18 @@ def _simplified(path: Path, shapes: Mapping[str, Sequence[int]], folder: Path) -
         raise ModelError(f"{path.name}: onnxruntime cannot load it at shapes {dict(shapes)}: {err}") from err
     clean = onnx.load(str(simple))
     return _Simplified(clean, simple, dtypes, tuple(value.name for value in clean.graph.output))
+
+
+def _without_maps(model: ModelProto) -> None:
+    """Scores as they are in the place of maps from class to score, which no tensor holds."""
+    makers = {node.output[0]: node for node in model.graph.node if node.op_type == "ZipMap" and node.output}
+    for value in model.graph.output:
+        if value.name in makers:
+            node = makers[value.name]
+            node.op_type, node.domain = "Identity", ""
+            node.ClearField("attribute")
+            value.type.Clear()
+            value.type.tensor_type.elem_type = 1
 
 
 def _built(

@@ -7,6 +7,7 @@ would import for seconds. Linux alone has it; elsewhere all is done at once, wit
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -36,10 +37,6 @@ INPUT_SHARE = 1 / 16
 MEMORY_PER_BYTE = 16
 """Memory for each byte of the file, beside `DEFAULT_GIB`."""
 MOST_REPLY = 1 << 20
-STALLED_S = 3.0
-"""Without any work, while no thread waits for a processor or a disk, in which a copy is taken to hang on a lock that
-another thread held when it was made: another copy is made then."""
-COPIES = 3
 BUSY = 5
 """Times the wall time of its limits that a copy may have where others keep the processors from it."""
 _LOOK_S = 0.5
@@ -93,10 +90,25 @@ def tried(what: str, limits: Limits, function: Callable[[], object]) -> None:
     """
     if sys.platform != "linux":
         return
-    for left in reversed(range(COPIES)):
-        reply, status, stalled = _in_one_copy(what, limits, function, last=not left)
-        if not stalled:
-            break
+    reading, writing = os.pipe()
+    gc.freeze()  # what the copy would take for garbage may be a session, whose end waits for threads that it lacks
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: the copy needs none of them
+            pid = os.fork()
+        if pid == 0:
+            os.close(reading)
+            _in_copy(what, function, limits, writing)
+    finally:
+        gc.unfreeze()
+    os.close(writing)
+    try:
+        reply = _reply(reading, pid, limits)
+    finally:
+        os.close(reading)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
     out_of_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
     if reply is None or (not reply and out_of_time):
         raise ModelError(f"{what}: reading it and running it once took over {limits.seconds:.0f} s", hint=MORE)
@@ -111,28 +123,6 @@ def tried(what: str, limits: Limits, function: Callable[[], object]) -> None:
     error = json.loads(reply)
     if error:
         raise getattr(errors, error["kind"])(error["message"], hint=error["hint"])
-
-
-def _in_one_copy(
-    what: str, limits: Limits, function: Callable[[], object], *, last: bool
-) -> tuple[bytes | None, int, bool]:
-    """Its reply, None without one in time; its status for `waitpid`; whether it hung while others may still be made."""
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: the copy needs none of them
-        pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        _in_copy(what, function, limits, writing)
-    os.close(writing)
-    try:
-        reply, stalled = _reply(reading, pid, limits, last=last)
-    finally:
-        os.close(reading)
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-    return reply, status, stalled
 
 
 def translated(what: str, err: Exception) -> EdgepackError:
@@ -212,24 +202,20 @@ def _lower(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, hard))
 
 
-def _reply(reading: int, pid: int, limits: Limits, *, last: bool) -> tuple[bytes | None, bool]:
-    """All that was said until the copy ended, None where it did not in time; whether it was given up as stalled."""
+def _reply(reading: int, pid: int, limits: Limits) -> bytes | None:
+    """All that was said until the copy ended; None where it did not in time."""
     said, start = b"", time.monotonic()
-    worked_s, moved = 0.0, start
     while True:
         if select.select([reading], [], [], min(_LOOK_S, limits.seconds))[0]:
             more = os.read(reading, MOST_REPLY)
             if not more:
-                return said, False
+                return said
             said += more
             continue
-        now, (cpu_s, idle) = time.monotonic(), _work(pid)
-        if cpu_s > worked_s or not idle:
-            worked_s, moved = cpu_s, now
-        if now - moved > STALLED_S and not last:
-            return None, True
-        if now - start > limits.seconds * (1 if idle or worked_s > limits.seconds / 2 else BUSY):
-            return None, False
+        worked_s, sleeps = _work(pid)
+        is_kept_waiting = worked_s < limits.seconds / 2 and not sleeps
+        if time.monotonic() - start > limits.seconds * (BUSY if is_kept_waiting else 1):
+            return None
 
 
 def _work(pid: int) -> tuple[float, bool]:

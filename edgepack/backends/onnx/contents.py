@@ -28,10 +28,15 @@ _SCALING = frozenset({"Mul", "Sub"})
 
 
 def read_contents(path: Path) -> Contents:
-    """Constant matrices of all matmul-like operators, subgraphs and functions included, and all constant vectors."""
+    """Constant matrices of all matmul-like operators, subgraphs and functions included, and all constant vectors.
+
+    In functions that are given their weights these are seen as `find_sites` sees them.
+    """
     from edgepack.backends.onnx.file import read
+    from edgepack.backends.onnx.sites import inline_weight_functions
 
     model = read(path)
+    inline_weight_functions(model)
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     nodes = [node for graph in graphs for node in graph.all_nodes()]
     weights: dict[int, tuple[int, int, int]] = {}

@@ -341,8 +341,8 @@ def input_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
 
 
 def output_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
-    """The outputs. One that does not state its shape has the shape (), and so have maps, which sessions give as arrays,
-    and sequences and optional tensors, which nothing reads."""
+    """The outputs. One that does not state its shape has the shape (), and so have maps, sequences and optional
+    tensors, which sessions give as arrays."""
     import onnx_ir as ir
 
     return tuple(

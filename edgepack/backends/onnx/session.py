@@ -126,12 +126,14 @@ def _option(feed: Mapping[str, Array]) -> str:
 
 
 def _array(value: Any) -> Array:
-    """An output as an array: classifiers of other libraries give a list of maps from class to share."""
+    """An output as an array: classifiers of other libraries give a list of maps from class to share; the numbers of a
+    sequence of tensors are one row; an optional one that is absent has none."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return np.array([[row[name] for name in value[0]] for row in value], np.float32)
     if isinstance(value, list):
-        return np.zeros(0, np.float32)  # a sequence of tensors, which nothing here reads
-    return np.asarray(value)
+        rows = [one.reshape(1, -1) for one in map(np.asarray, value) if one.dtype.kind in "biuf"]
+        return np.concatenate(rows, axis=1) if rows else np.zeros(0, np.float32)
+    return np.zeros(0, np.float32) if value is None else np.asarray(value)
 
 
 def _refusals() -> tuple[type[Exception], ...]:

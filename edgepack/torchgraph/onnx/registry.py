@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgepack.torchgraph.onnx.classical import CLASSICAL
 from edgepack.torchgraph.onnx.convolution import CONVOLUTION
 from edgepack.torchgraph.onnx.elementwise import ELEMENTWISE
 from edgepack.torchgraph.onnx.indexing import INDEXING
@@ -34,5 +35,9 @@ _OWN: Mapping[str, Operator] = {
     **SHAPES,
     **SIGNALS,
 }
-OPERATORS: Mapping[str, Mapping[str, Operator]] = {**dict.fromkeys(ONNX, _OWN), "com.microsoft": MICROSOFT}
+OPERATORS: Mapping[str, Mapping[str, Operator]] = {
+    **dict.fromkeys(ONNX, _OWN),
+    "ai.onnx.ml": CLASSICAL,
+    "com.microsoft": MICROSOFT,
+}
 """By domain and name. ONNX' others are computed by the body that their own definition has, where it has one."""
