@@ -613,7 +613,7 @@ def test_a_tool_in_place_of_the_runner_measures_what_it_can(variants: list[Varia
 
 def test_a_tool_that_is_not_there_is_missed_by_its_name(variants: list[Variant]) -> None:
     with pytest.raises(
-        StableDeviceError, match="the device runs no onnx: onnxruntime_perf_test is not given"
+        StableDeviceError, match="the device runs no onnx: onnxruntime_perf_test or onnxruntime-web is not given"
     ) as caught:
         run(variants, native_device(runtimes={}))
     assert "give the path of onnxruntime_perf_test" in (caught.value.hint or "")

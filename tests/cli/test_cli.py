@@ -177,7 +177,7 @@ RENDERINGS: tuple[tuple[str, ...], ...] = ((), ("--markdown",), ("--csv",), ("--
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--emulate", "--local"], "error: --emulate excludes --local, --host and --adb\n"),
+        (["--emulate", "--local"], "error: --emulate excludes --local, --host, --adb and --browser\n"),
         (
             ["--emulate", "--quick"],
             "error: --quick and --sustained are for a measurement; --emulate counts, and has none\n"
