@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import re
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -24,6 +27,8 @@ from edgepack.sources.tflite import TfliteFile
 from edgepack.sources.torch import ProgramFile
 from edgepack.workers.sandbox import limits_of, out_of_memory, translated, tried
 
+_LOCATION = re.compile(rb"\n\x08location\x12([\x80-\xff]?)([\x00-\x7f])", re.DOTALL)
+"""In an ONNX file, what stands before the name of a file with weights."""
 MOST_TRIED = 12
 """Shapes of inputs that are left open, until a model runs on one."""
 
@@ -117,7 +122,7 @@ def open_model(
     if source.runs_code:
         return _opened(source, spec, name, work, formats, given)
     source.prepare()
-    limits = limits_of(Path(spec).stat().st_size if Path(spec).is_file() else 0)
+    limits = limits_of(held_bytes(Path(spec)))
     apart = work / "tried"
     # What is exported of a torch program is not the stranger's any more.
     as_given: Collection[Format] = formats if source.native != "torch" else ()
@@ -129,6 +134,23 @@ def open_model(
         return _opened(source, spec, name, work, formats, given)
     except Exception as err:
         raise translated(spec, err) from err
+
+
+def held_bytes(path: Path) -> int:
+    """Of a file, and of the files of its folder that it names as those with its weights, as ONNX files do."""
+    if not path.is_file() or not (size := path.stat().st_size):
+        return 0
+    folder = path.resolve().parent
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        names = {content[found.end() : found.end() + _length(found)] for found in _LOCATION.finditer(content)}
+    named = {(folder / os.fsdecode(name)).resolve() for name in names if 0 not in name}
+    return size + sum(one.stat().st_size for one in named if folder in one.parents and one.is_file())
+
+
+def _length(found: re.Match[bytes]) -> int:
+    """Of the text behind, as protobuf writes it: seven bits a byte, the lowest first."""
+    low, high = found.groups()
+    return low[0] % 128 + 128 * sum(high) if low else sum(high)
 
 
 def _opened(

@@ -10,6 +10,7 @@ from onnxruntime import InferenceSession
 
 from edgepack.backends.onnx.file import to_bytes
 from edgepack.errors import ModelError
+from edgepack.sources import held_bytes
 from edgepack.sources.onnx import onnx_model, open_onnx
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -93,3 +94,18 @@ def test_weights_that_are_integers_already_are_named(path, nodes, said, tmp_path
     assert (opened.left is None) == (said is None)
     assert said is None or f"operators with integer weights stay as they are: {said}; " in str(opened.left)
     assert len(opened.layers) == (said is None)
+
+
+@pytest.mark.parametrize("name", ["m.weights", "m" * 200 + ".weights"])
+def test_weights_in_a_file_of_their_own_count_as_what_the_model_holds(tmp_path, name):
+    """What reading it may take is a share of that, and the model itself has a few hundred bytes."""
+    weight = np.ones((120, 120), np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, [1, 120]) for end in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "m.onnx"
+    onnx.save(made, path, save_as_external_data=True, location=name, size_threshold=0)
+    assert held_bytes(path) == path.stat().st_size + weight.nbytes
+    (tmp_path / name).rename(tmp_path.parent / f"{tmp_path.name}.weights")
+    assert held_bytes(path) == path.stat().st_size

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -249,3 +250,24 @@ def test_places_that_are_known_not_to_be_negative_are_taken_as_they_are(tmp_path
         module = build_module(model, [torch.tensor([0, 4, 2, 3])], "m.onnx", natural)
         names = [node.target for node in torch.export.export(module, (torch.tensor([0, 4, 2, 3]),)).graph.nodes]
         assert names.count(torch.ops.aten.where.self) == wrapped
+
+
+def test_a_pipeline_of_scikit_learn_becomes_a_tflite_file(emitter: TfliteEmitter, tmp_path: Path) -> None:
+    """Its scaler, and in the place of the maps from class to score the scores."""
+    from skl2onnx import to_onnx
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer, StandardScaler
+
+    x = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
+    network = MLPClassifier((8,), max_iter=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two passes are enough here
+        fitted = make_pipeline(StandardScaler(), Normalizer(), network).fit(x, np.arange(60) % 3)
+    onnx.save(to_onnx(fitted, x[:1]), tmp_path / "m.onnx")
+    loaded = emitter.load_onnx(tmp_path / "m.onnx", {"X": (1, 12)})
+    assert loaded.outputs == ("output_label", "output_probability")
+    emitter.emit(tmp_path / "m.tflite")
+    label, scores = load(tmp_path / "m.tflite", threads=1).run({"X": x[:1]})
+    np.testing.assert_allclose(scores, fitted.predict_proba(x[:1]), atol=1e-5)
+    assert label == fitted.predict(x[:1])

@@ -192,3 +192,16 @@ def test_a_chain_of_products_over_one_value_ends(tmp_path: Path) -> None:
     nodes = [*chain, node("MatMul", ["x", "v40"], ["y"])]
     found = contents(tmp_path, nodes, [info("x", ["N", 5])], [info("y", None)], {"v0": normal(5, 5)})
     assert found.weights == ()
+
+
+def test_weights_that_functions_are_given(tmp_path: Path) -> None:
+    body = [node("MatMul", ["x", "w"], ["m"]), node("Add", ["m", "b"], ["y"])]
+    dense = helper.make_function("own", "Dense", ["x", "w", "b"], ["y"], body, [helper.make_opsetid("", 17)])
+    calls = [
+        node("Dense", ["x", "w1", "b1"], ["h"], domain="own"),
+        node("Dense", ["h", "w2", "b2"], ["y"], domain="own"),
+    ]
+    weights = {"w1": normal(12, 8), "b1": normal(8, seed=2), "w2": normal(8, 5), "b2": normal(5, seed=3)}
+    found = contents(tmp_path, calls, [X], [Y], weights, functions=[dense], domains=["own"])
+    assert found.weights == ((5, 8, 32), (8, 12, 32))
+    assert has(found, weights["b1"])

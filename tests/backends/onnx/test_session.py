@@ -96,3 +96,19 @@ def test_graph_that_the_runtime_refuses():
 def test_file_that_is_not_there(tmp_path):
     with pytest.raises(ModelError):
         session(tmp_path / "none.onnx")
+
+
+def test_a_sequence_of_tensors_is_one_row_of_its_numbers(tmp_path):
+    end = helper.make_tensor_sequence_value_info("both", TensorProto.FLOAT, None)
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
+        helper.make_node("SequenceConstruct", ["r", "s"], ["both"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])
+    made = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [end]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    onnx.save(made, tmp_path / "m.onnx")
+    (answer,) = run(session(tmp_path / "m.onnx"), None, {"x": np.array([[1, -2, 4]], np.float32)})
+    np.testing.assert_array_equal(answer, [[1, 0, 4, 3]])
