@@ -153,6 +153,10 @@ def _summed(way: SharedWay) -> Candidate:
     )
 
 
+LEAST_GAIN = 0.02
+"""Of what an aim wants, below which its corner is not worth a line."""
+
+
 @dataclass(frozen=True)
 class Corner:
     """What one aim comes to, predicted of the whole.
@@ -179,7 +183,7 @@ def corners(
 ) -> tuple[Corner, ...]:
     """A plan and the other corners of its front: what other aims would choose where no more may be lost than it loses.
 
-    They come from the same candidates; no file of them is written. Left out is a corner that gains nothing.
+    They come from the same candidates; no file of them is written. Left out is a corner that gains next to nothing.
 
     Args:
         chosen: the plan, all of these candidates; otherwise nothing is known of it.
@@ -197,8 +201,8 @@ def corners(
         best = _best(_problem(all_candidates), beside, other, within) if other != aim else None
         if isinstance(best, Solution):
             corner = _corner(other, [one.candidate for one in _picked(all_candidates, best)], beside)
-            gains = worth(other, corner.size_bytes, corner.latency_s) < worth(other, own.size_bytes, own.latency_s)
-            found += [corner] if gains else []
+            wanted, held = (worth(other, one.size_bytes, one.latency_s)[0] for one in (corner, own))
+            found += [corner] if wanted <= (1 - LEAST_GAIN) * held else []
     return tuple(found)
 
 
