@@ -73,7 +73,7 @@ class SshLink:
         config: an ssh_config file in place of the user's.
 
     Raises:
-        UsageError: the address is none.
+        UsageError: the address is none, or the file no regular one: ssh would wait for ever at a pipe.
         StableDeviceError: there is no ssh here.
     """
 
@@ -87,6 +87,9 @@ class SshLink:
             raise StableDeviceError(
                 "no ssh client here", hint="install OpenSSH's, on Debian: apt-get install openssh-client"
             )
+        if config is not None and not config.is_file():
+            found = "not a regular file" if config.exists() else "no such file"
+            raise UsageError(f"--ssh-config {config}: {found}", hint="name a file as of ssh_config(5)")
         self._folder = tempfile.TemporaryDirectory(prefix="edgepack-ssh-", dir=_short_folder())
         own = ["-F", str(config)] if config is not None else []
         own += ["-p", str(self._address.port)] if self._address.port else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ import pytest
 
 from edgepack.devices import ssh
 from edgepack.devices.remote import RemoteDevice
-from edgepack.errors import DeviceError, LinkError, StableDeviceError
+from edgepack.devices.ssh import SshLink
+from edgepack.errors import DeviceError, LinkError, StableDeviceError, UsageError
 from tests.devices import sshd
 
 pytestmark = pytest.mark.system
@@ -106,6 +108,16 @@ def test_a_name_that_nobody_knows(rig: sshd.Rig) -> None:
 def test_a_broken_configuration(rig: sshd.Rig) -> None:
     rig.config.write_text("NoSuchOption yes\n" + rig.config.read_text())
     assert "connect on device: ssh refuses its own configuration" in refused(rig).message
+
+
+@pytest.mark.parametrize("found", ["not a regular file", "no such file"])
+def test_a_configuration_that_is_no_file(tmp_path: Path, found: str) -> None:
+    """At a pipe ssh would wait for ever."""
+    path = tmp_path / "config"
+    if found == "not a regular file":
+        os.mkfifo(path)
+    with pytest.raises(UsageError, match=f"{path}: {found}"):
+        SshLink("pi@there", config=path)
 
 
 def test_a_host_that_takes_the_connection_and_says_nothing(rig: sshd.Rig, monkeypatch: pytest.MonkeyPatch) -> None:
