@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from edgepack.backends.registry import FACTS
 from edgepack.model.constexpr import is_decoded, stored_bytes
 from edgepack.model.kinds.recurrent import units_of
 from edgepack.model.layer import Layer
 from edgepack.model.replacement import Replacement
-from edgepack.model.scheme import INT8_BITS, Format, Scheme, scheme_of
+from edgepack.model.scheme import FLOAT_BITS, INT8_BITS, Format, Scheme, scheme_of
 from edgepack.model.structure import Op
 from edgepack.model.types import Array
 from edgepack.quantize.grids import stored_block_bytes
@@ -21,6 +21,12 @@ OPERATORS_OF = {"bucket": 20}
 def size_bytes(scheme: Scheme, ops: Iterable[Op], bias: Array | None) -> int:
     """Bytes of a layer's products in a scheme, with its float32 bias."""
     return sum(_op_bytes(scheme_of(op, scheme), op) for op in ops) + (0 if bias is None else 4 * bias.size)
+
+
+def dense_bytes(scheme: Scheme, layer: Layer, ops: Sequence[Op]) -> int:
+    """As `size_bytes`, of the products of a dense layer, whose weights a file may hold in fewer bits than float32."""
+    spared = FLOAT_BITS - layer.stored_bits if scheme.is_float else 0
+    return size_bytes(scheme, ops, layer.bias) - sum(op.weights for op in ops) * spared // 8
 
 
 def _op_bytes(scheme: Scheme, op: Op) -> int:

@@ -53,6 +53,7 @@ class Layer:
         uses: how many nodes share its weights.
         tied: whether rows of its weight are looked up elsewhere in the model, as those of an embedding table.
         shared: whether other layers, which take their vectors in another way, have the same weight.
+        stored_bits: of a number of its weight in a file that leaves the layer as it is.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Layer:
     uses: int = 1
     tied: bool = False
     shared: bool = False
+    stored_bits: int = 32
 
     @property
     def weight(self) -> Array:

@@ -13,6 +13,7 @@ from edgepack.backends.backend import Writer
 from edgepack.backends.schemes import CONSTEXPR, CORRECTED, DENSE_INT8, FP32, SCHEMES
 from edgepack.cost.sizes import (
     constexpr_size_bytes,
+    dense_bytes,
     resident_bytes,
     size_bytes,
     state_bytes,
@@ -331,8 +332,10 @@ def _candidate(
     if estimate is None:
         return None
     ops = kind_of(layer).ops(layer, structure, 1)
-    size = size_bytes(scheme, ops, layer.bias) + _table_bytes(files.fmt, layer, structure, scheme)
-    ram = resident_bytes(scheme, size)
+    table = _table_bytes(files.fmt, layer, structure, scheme)
+    decoded = size_bytes(scheme, ops, layer.bias) + table
+    size = dense_bytes(scheme, layer, ops) + table if structure.is_dense else decoded
+    ram = resident_bytes(scheme, decoded)
     return Candidate(scheme, structure, ops, loss, size, ram, estimate.latency_s, estimate.source)
 
 

@@ -9,7 +9,7 @@ from math import ceil
 from edgepack.backends.backend import Writer
 from edgepack.backends.registry import backend
 from edgepack.backends.schemes import FP32
-from edgepack.cost.sizes import resident_bytes, size_bytes
+from edgepack.cost.sizes import dense_bytes, resident_bytes
 from edgepack.errors import BudgetError
 from edgepack.metrics.drop import Drop
 from edgepack.model.kinds import kind_of
@@ -64,7 +64,7 @@ def measure_rest(
     files.write({}, scheme, path)
     plain = {layer.name: scheme_held(files, layer, scheme.layers) for layer in evaluator.layers}
     sizes = {
-        layer.name: size_bytes(plain[layer.name], kind_of(layer).ops(layer, DENSE, 1), layer.bias)
+        layer.name: dense_bytes(plain[layer.name], layer, kind_of(layer).ops(layer, DENSE, 1))
         for layer in evaluator.layers
     }
     for table in (layer_candidates for layer_candidates in all_candidates if layer_candidates.layer.name not in plain):

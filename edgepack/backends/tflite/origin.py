@@ -40,6 +40,10 @@ class Origin(Protocol):
     def source(self) -> bytes | None:
         """The file as it was given; None where the model was none."""
 
+    @property
+    def has_halves(self) -> bool:
+        """Whether that decodes float16 weights."""
+
     def begin(self) -> None:
         """Start what `write` takes for the dense model, where that is done by another process."""
 
@@ -62,6 +66,7 @@ class Conversion:
     """See `Origin`: a torch program or an ONNX file, through a converter."""
 
     source: bytes | None = None
+    has_halves = False
 
     def __init__(
         self,
@@ -120,6 +125,7 @@ class Given:
     def __init__(self, model: TfliteModel) -> None:
         self._model = model
         self.source: bytes | None = model.source
+        self.has_halves = model.has_halves
 
     def begin(self) -> None:
         """See `Origin.begin`: nothing takes another process."""

@@ -14,6 +14,7 @@ from edgepack.backends.tflite.decoded import decode, operator_name, readers_of, 
 from edgepack.backends.tflite.file import objects, packed, text
 from edgepack.backends.tflite.kinds.recurrent import FUSED, GATES, of_gates
 from edgepack.backends.tflite.matching import Fold
+from edgepack.backends.tflite.narrow import has_halves, is_half
 from edgepack.backends.tflite.read import TfliteLinear, linear_ops_of, read_content
 from edgepack.backends.tflite.tidy import number_names
 from edgepack.errors import ModelError
@@ -102,12 +103,14 @@ class TfliteModel:
         source: the file as it was given.
         layers: of its first graph, in order of execution.
         sites: the operators of each layer, by its name.
+        has_halves: whether the file as it was given decodes float16 weights.
     """
 
     content: bytes
     source: bytes
     layers: tuple[Layer, ...]
     sites: Mapping[str, tuple[Site, ...]]
+    has_halves: bool = False
 
     @property
     def in_integers(self) -> bool:
@@ -150,12 +153,20 @@ def tflite_model(content: bytes, name: str) -> TfliteModel:
 
 def _in_floats(content: bytes) -> TfliteModel:
     model = objects(content)
+    halves = has_halves(model)
     decode(model)
     names = [text(tensor.name) for tensor in model.subgraphs[0].tensors]
     number_names(model)
     made = packed(model)
     found = _of_one_arithmetic(list(_sites(model, made)))
-    return _found(found, made, content, lambda site: names[site.weights[0]].split(";")[0])
+    opened = _found(found, made, content, lambda site: names[site.weights[0]].split(";")[0])
+    return _stored_in_16_bits(opened) if halves else opened
+
+
+def _stored_in_16_bits(model: TfliteModel) -> TfliteModel:
+    """With what layers take that are left as they are."""
+    layers = (replace(layer, stored_bits=16) if is_half(layer.weight) else layer for layer in model.layers)
+    return replace(model, layers=tuple(layers), has_halves=True)
 
 
 def edited(content: bytes, names: Mapping[str, str]) -> TfliteModel:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.backends.tflite.file import drop_unused, packed, text, whole
+from edgepack.backends.tflite.narrow import narrow
 
 
 def shorten_names(path: Path) -> None:
@@ -31,7 +32,7 @@ def number_names(model: Any) -> None:
             tensor.name = f"{number}/{index}".encode()
 
 
-def tidy(path: Path, *, notes: bool = False) -> None:
+def tidy(path: Path, *, notes: bool = False, halves: bool = False) -> None:
     """Make a file small, in place; what it computes stays the same, to the bit.
 
     Converters and quantizers leave notes on themselves, a table of quantization for tensors that have none, and the
@@ -41,8 +42,11 @@ def tidy(path: Path, *, notes: bool = False) -> None:
     Args:
         path: of the file.
         notes: whether the description and the metadata stay: in a file that came from somebody else they may matter.
+        halves: whether weights may be decoded from float16 at load, as the model did it that was given.
     """
     model = whole(path)
+    if halves:
+        narrow(model)
     if not notes:
         model.description = model.metadata = model.metadataBuffer = None
     for graph in model.subgraphs:

@@ -256,7 +256,7 @@ class TfliteWriter:
             self._places.encode(source, out, factors)
         elif source != out:
             out.write_bytes(source.read_bytes())
-        tidy(out, notes=self._origin.source is not None)
+        tidy(out, notes=self._origin.source is not None, halves=self._origin.has_halves)
 
     def _check_constexpr(
         self, constexpr: Collection[str], factors: Mapping[str, Replacement], schemes: Mapping[str, Scheme]
@@ -433,4 +433,4 @@ OPERATORS: Step[Callable[[], Mapping[str, Sequence[str]]], Mapping[str, Sequence
     "tflite-operators", 6, _found, tools=TOOLS
 )
 CONVERTED: FileStep[Callable[[Path], None]] = FileStep("tflite", 9, _write, ".tflite", TOOLS)
-QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 9, _write, ".tflite", TOOLS)
+QUANTIZED: FileStep[Callable[[Path], None]] = FileStep("tflite-quantized", 10, _write, ".tflite", TOOLS)

@@ -14,7 +14,7 @@ from edgepack.backends.backend import WriterData
 from edgepack.backends.runtime import load, predict
 from edgepack.backends.tflite.backend import BACKEND
 from edgepack.backends.tflite.converter import ConverterProcess
-from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC
+from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, WEIGHTS8
 from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.data import Samples
 from edgepack.metrics.values import sqnr_db
@@ -118,6 +118,25 @@ def test_factors_are_two_operators_and_answer_alike(name: str, scheme: Scheme, t
     assert sqnr_db(found, wanted) > (80 if scheme == FP32 else 20)
     if scheme != FP32 and name == "conv":
         assert (tmp_path / "out.tflite").stat().st_size < (tmp_path / "conv.tflite").stat().st_size / 2
+
+
+def test_weights_that_came_in_float16_and_stay_are_stored_so(tmp_path: Path) -> None:
+    """In float32 a file with one layer in 8 bits was larger than the one that was given."""
+    model = opened("fp16", tmp_path)
+    first, *others = model.layers
+    assert {layer.stored_bits for layer in model.layers} == {16}
+    samples = samples_of(model, 20)
+    files = writer_of(model, samples, tmp_path)
+    files.write({}, FileScheme.of(FP32), tmp_path / "out.tflite", {first.name: WEIGHTS8})
+    found = sorted((bits, small, large) for small, large, bits in files.read(tmp_path / "out.tflite").weights)
+    sides = [tuple(sorted(layer.weight.shape)) for layer in model.layers]
+    assert found == [(8, *sides[0]), *sorted((16, *own) for own in sides[1:])]
+    assert (tmp_path / "out.tflite").stat().st_size < (tmp_path / "fp16.tflite").stat().st_size
+    wanted = predict(native("tflite").session(model.content, {}, threads=1), samples)
+    assert sqnr_db(predict(load(tmp_path / "out.tflite", "tflite"), samples), wanted) > 30
+    files.write(halves(model), FileScheme.of(FP32), tmp_path / "factored.tflite")
+    bits = [bits for *_, bits in files.read(tmp_path / "factored.tflite").weights]
+    assert sorted(bits) == [16] * len(others) + [32, 32], "no factor is the same in float16"
 
 
 def kept(path: Path) -> Mapping[str, Any]:
