@@ -61,6 +61,14 @@ class Writer(Protocol):
     def with_qmax(self, qmax: int) -> Writer:
         """The same with another largest weight code of the schemes that may saturate."""
 
+    def with_others_kept(self) -> Writer:
+        """The same that leaves weights beside layers as they were given, whatever the scheme of a file is, but where
+        that computes in integers; itself where its files have both ways, see `rest`."""
+
+    def write_others(self, out: Path) -> bool:
+        """Write the model with weights beside layers in 8 bits and its layers as they are; whether that is a smaller
+        file, and a choice that `with_others_kept` makes."""
+
     def begin(self) -> None:
         """Start what `write_dense` takes, where another process does it while this one has other things to do."""
 

@@ -139,6 +139,10 @@ class Spectrum:
         return np.clip(tail / total, 0.0, 1.0)
 
 
+WeightedBy = Literal["output gradients", "measured noise", "output energy"]
+"""What predicted losses of layers are weighed by."""
+
+
 @dataclass(frozen=True)
 class Curvature:
     """What errors at one layer's output cost.

@@ -18,7 +18,7 @@ from edgepack.backends.registry import KnownFormat
 from edgepack.errors import PackError
 from edgepack.metrics.drop import Drop
 from edgepack.model.scheme import Format
-from edgepack.model.types import Aim
+from edgepack.model.types import Aim, WeightedBy
 from edgepack.pack.folder import MANIFEST
 
 if TYPE_CHECKING:
@@ -460,7 +460,7 @@ class Manifest:
     versions: Mapping[Text, Text]
     method: Text
     cross_validation: CrossValidationEntry | None
-    loss_weighted_by: Literal["output gradients", "output energy"]
+    loss_weighted_by: WeightedBy
     cost_sources: Mapping[Text, Text]
     metric: MetricEntry
     data: DataEntry

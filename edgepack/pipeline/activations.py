@@ -328,3 +328,9 @@ def _choice_cost(held: _HeldOut) -> float:
 
 SHRINKAGE: Step[_HeldOut, float | None] = Step("shrinkage", 1, _choice, None, _choice_cost)
 """Not kept by itself: it is part of the moments."""
+
+
+def first_feeds(opened: Model, calibration: Samples, samples: int) -> Iterator[Mapping[str, Array]]:
+    """Inputs of the first runs of the model."""
+    for feed, _ in feeds(calibration.head(samples), opened.inputs):
+        yield feed

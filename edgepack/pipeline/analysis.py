@@ -9,7 +9,7 @@ from edgepack.model.layer import Layer, View
 from edgepack.model.types import Array, Spectrum
 from edgepack.pipeline.activations import Covariances, Subject
 from edgepack.pipeline.decompositions import decompose
-from edgepack.pipeline.gradients import Sensitivity, make_sensitivity
+from edgepack.pipeline.gradients import Sensitivity, by_noise, make_sensitivity
 from edgepack.workspace import Workspace
 
 
@@ -85,6 +85,8 @@ def analyze(
     found, unseen = decompose(subject, question.method, workspace, gradients=gradients, most=question.most)
     spectra = {view.name: spectrum for view, spectrum in zip(subject.views, found, strict=True)}
     sensitivity = make_sensitivity(source, spectra, question.metric, question.key, workspace, moments=gradients)
+    if not sensitivity.known:
+        sensitivity = by_noise(subject, spectra, question.key, workspace) or sensitivity
     return Analysis(
         subject,
         question.method,

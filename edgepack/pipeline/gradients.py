@@ -7,19 +7,22 @@ what layers are predicted to lose.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from edgepack.data import Samples, example, feeds
+import numpy as np
+
+from edgepack.data import Samples, example
 from edgepack.errors import ModelError, UsageError, install_hint
 from edgepack.methods.registry import needs_gradients
 from edgepack.model.kinds import recurrent
 from edgepack.model.model import Model
-from edgepack.model.types import Array, Curvature, Spectrum
+from edgepack.model.types import Array, Curvature, Spectrum, WeightedBy
 from edgepack.natives import native
-from edgepack.pipeline.activations import Subject
+from edgepack.pipeline.activations import Subject, first_feeds
+from edgepack.pipeline.perturbation import measured_weights
 from edgepack.pipeline.programs import with_program
 from edgepack.torchgraph.draws import Kind
 from edgepack.workspace import ARRAYS, Keyed, Step, Workspace
@@ -166,12 +169,6 @@ def _moments(task: _Gradients) -> dict[str, Array]:
 GRADIENTS: Step[_Gradients, dict[str, Array]] = Step("gradients", 3, _moments, ARRAYS)
 
 
-def first_feeds(opened: Model, calibration: Samples, samples: int) -> Iterator[Mapping[str, Array]]:
-    """Inputs of the first runs of the model."""
-    for feed, _ in feeds(calibration.head(samples), opened.inputs):
-        yield feed
-
-
 @dataclass(frozen=True)
 class Sensitivity:
     """How much the model's answer depends on each layer's output.
@@ -187,6 +184,12 @@ class Sensitivity:
     problem: str | None
     _read: Callable[[], Mapping[str, Curvature]]
     _forget: Callable[[], None] = lambda: None
+    _by: WeightedBy = "output gradients"
+
+    @property
+    def by(self) -> WeightedBy:
+        """What losses are weighed by."""
+        return self._by if self.known else "output energy"
 
     @property
     def curvatures(self) -> Mapping[str, Curvature]:
@@ -232,6 +235,20 @@ def make_sensitivity(
 
     task = Keyed([key, metric, workspace.seed, CURVE_SAMPLES], lambda: _Reach(tuple(spectra), read))
     return Sensitivity(**workspace.cached(SENSITIVITY, task), _read=read, _forget=read.cache_clear)
+
+
+def by_noise(subject: Subject, spectra: Mapping[str, Spectrum], key: str, workspace: Workspace) -> Sensitivity | None:
+    """As of gradients that are alike in all directions, from what noise in each layer does to the answers; None where
+    that is not known either. Arguments as of `make_sensitivity`."""
+    layers = subject.opened.layers
+    weights = measured_weights(subject, spectra, key, workspace) if moments_bytes(subject.opened) <= MOST_BYTES else {}
+    if not weights:
+        return None
+
+    def read() -> Mapping[str, Curvature]:
+        return {layer.name: Curvature(weights[layer.name] * np.eye(layer.out_features)) for layer in layers}
+
+    return Sensitivity(True, None, read, _by="measured noise")
 
 
 @dataclass(frozen=True)

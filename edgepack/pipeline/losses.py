@@ -33,7 +33,7 @@ def predict_losses(analysis: Analysis, wanted: Mapping[str, Wanted], workspace: 
 
     def entry(layer: View, spectrum: Spectrum) -> Keyed[_Layer]:
         own = wanted[layer.name]
-        key = [analysis.key, layer.name, own, settings, sensitivity.known]
+        key = [analysis.key, layer.name, own, settings, sensitivity.by]
         return Keyed(
             key,
             lambda: _Layer(

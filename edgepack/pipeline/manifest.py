@@ -76,7 +76,7 @@ def make_manifest(ready: Prepared, plan_trials: Sequence[PlanTrial], results: Re
         versions=tool_versions(TOOLS),
         method=options.method or ready.evaluator.analysis.method,
         cross_validation=None if found is None else _cross_validation(found),
-        loss_weighted_by="output gradients" if ready.evaluator.analysis.sensitivity.known else "output energy",
+        loss_weighted_by=ready.evaluator.analysis.sensitivity.by,
         cost_sources={fmt: ready.estimates.source_name(fmt) for fmt in ready.files},
         metric=_metric(validation),
         data=DataEntry(

@@ -158,7 +158,7 @@ def _fitted(
             gradient = None if curvature is None else curvature.moment
             return _Asked(seen(), gradient, method, share, seed, schemes, qmax)
 
-        settings = [seed, schemes, qmax, analysis.sensitivity.known]
+        settings = [seed, schemes, qmax, analysis.sensitivity.by]
         return Keyed([analysis.key, layer.name, method, method_version(method), share, settings], make)
 
     entries = [entry(method, share) for method, share in every]

@@ -218,6 +218,7 @@ def _analyze(options: BuildOptions, engines: Mapping[Format, Any], workspace: Wo
     analysis = analyze(subject, source, gradients, question, workspace)
     _warn_of_layers(options, analysis, workspace)
     files = _formats({fmt: writer.with_qmax(qmax) for fmt, writer in writers.items()}, workspace)
+    files = {fmt: _with_suited_others(writer, options, validation, workspace) for fmt, writer in files.items()}
     if analysis.sensitivity.problem is not None:
         workspace.warn(f"layers are weighed by their output energy: {analysis.sensitivity.problem}")
 
@@ -399,6 +400,19 @@ def _best_grid(
     return max(grids, key=lambda qmax: noise[qmax])
 
 
+def _with_suited_others(
+    writer: Writer, options: BuildOptions, validation: EvaluationSet, workspace: Workspace
+) -> Writer:
+    """A writer that leaves weights beside layers as they are, where 8 bits of these alone take much of what may be
+    lost: no plan has a say in them."""
+    limit, path = options.drop_limit, workspace.folder / f"others.{writer.fmt}"
+    if limit is None or not validation.has_data or not writer.write_others(path):
+        return writer
+    drop = validation.drop_of(path, writer.fmt)
+    path.unlink()
+    return writer.with_others_kept() if drop is not None and drop.bound > MOST_BY_OTHERS * limit else writer
+
+
 def _cross_validated(subject: Subject, method: str, validation: EvaluationSet, workspace: Workspace) -> CrossValidation:
     labels = check_labels(subject.calibration, validation)
     samples = validation.samples if subject.calibration is None else subject.calibration
@@ -436,6 +450,10 @@ def _formats(writers: Mapping[Format, Writer], workspace: Workspace) -> dict[For
             files[fmt] = writer
     warn_of_refused(refused, files, workspace)
     return files
+
+
+MOST_BY_OTHERS = 0.5
+"""Of the drop that is allowed, what weights beside layers may take."""
 
 
 @contextmanager

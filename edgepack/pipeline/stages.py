@@ -131,7 +131,7 @@ def predict_staged_losses(
             curvature = sensitivity.curvatures.get(view.name)
             return _Asked(fit, curvature, tuple(wanted[view.name]), schemes, analysis.qmax)
 
-        key = [analysis.key, view.name, view.kernel, wanted[view.name], schemes, settings, sensitivity.known]
+        key = [analysis.key, view.name, view.kernel, wanted[view.name], schemes, settings, sensitivity.by]
         return Keyed(key, make)
 
     found = workspace.map(STAGED_LOSSES, [entry(view) for view in views], "take kernels apart")

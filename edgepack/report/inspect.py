@@ -114,6 +114,8 @@ def _files(manifest: Manifest) -> Iterator[Block]:
 
 _LOSSES = {
     "output gradients": "loss: predicted, in nats of the answer's change to second order, quantization included.",
+    "measured noise": "loss: predicted share of the answers' variance, quantization included, as noise in each layer "
+    "showed.",
     "output energy": "loss: predicted share of the layer's output energy, quantization included.",
 }
 

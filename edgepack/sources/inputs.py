@@ -12,6 +12,8 @@ from edgepack.errors import ModelError, UsageError
 from edgepack.model.types import TensorSpec
 from edgepack.workers.sandbox import MORE, most_input_bytes
 
+MOST_AXES, MOST_NAME = 32, 1000
+"""Of an input: what arrays, and bytes that files of them, can have with something to spare."""
 LARGEST = 2**31
 """Numbers of an input, below this."""
 IMAGES = ((224, 224), (48, 320), (320, 320))
@@ -79,10 +81,16 @@ def check_sizes(specs: Sequence[TensorSpec], name: str) -> None:
     """Refuse a file whose inputs claim too much, before anything is made for them.
 
     Raises:
-        ModelError: they are over `most_input_bytes` in one inference.
+        ModelError: they are over `most_input_bytes` in one inference, or one has too many axes or too long a name.
     """
     most = most_input_bytes()
     for spec in specs:
+        if len(spec.name.encode()) > MOST_NAME or len(spec.shape) > MOST_AXES:
+            raise ModelError(
+                f"{name}: its input {spec.name[:40]!r} has a name of {len(spec.name.encode())} bytes and "
+                f"{len(spec.shape)} axes, expected at most {MOST_NAME} and {MOST_AXES}",
+                hint="export the model again",
+            )
         size = prod(side or 1 for side in spec.shape) * spec.dtype.itemsize
         if size > most:
             raise ModelError(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgepack.errors import UsageError
+from edgepack.errors import ModelError, UsageError
 from edgepack.model.types import TensorSpec
-from edgepack.sources.inputs import GivenInput, parse_input, usual_sides, with_shapes
+from edgepack.sources.inputs import GivenInput, check_sizes, parse_input, usual_sides, with_shapes
 
 FLOAT, INT = np.dtype("float32"), np.dtype("int64")
 
@@ -89,3 +89,10 @@ def test_a_length_is_tried_along_the_last_axes_alone_before_all() -> None:
         [(None, 16), (2, None, 128)],
         [(None, 16), (2, 16, 128)],
     ]
+
+
+@pytest.mark.parametrize("wrong", [spec(*[1] * 33), spec(1, name="n" * 1001)], ids=["axes", "name"])
+def test_what_no_array_or_archive_can_hold_is_refused(wrong: TensorSpec) -> None:
+    check_sizes([spec(*[1] * 32), spec(1, name="n" * 1000)], "m.onnx")
+    with pytest.raises(ModelError, match=r"m\.onnx: its input .* expected at most 1000 and 32"):
+        check_sizes([wrong], "m.onnx")

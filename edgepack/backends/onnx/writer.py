@@ -106,6 +106,14 @@ class OnnxWriter:
         """See `Writer.with_qmax`."""
         return OnnxWriter(self.model, self._calibration, qmax=qmax, warn=self._warn, given=self._given)
 
+    def with_others_kept(self) -> OnnxWriter:
+        """This one: plans are tried with weights beside layers in 8 bits and as they are."""
+        return self
+
+    def write_others(self, out: Path) -> bool:
+        """See `Writer.write_others`: nothing is written."""
+        return False
+
     def begin(self) -> None:
         """See `Writer.begin`: there is nothing to wait for."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from edgepack.model.types import Array, Contents, Product, Written
 from edgepack.workspace import FileStep, Keyed, Step, Workspace, digest
 
 RANGE_SAMPLES = 128
+LEAST_GAIN = 0.99
+"""Of a file's bytes, what is left of it where something is gained by storing other weights in 8 bits."""
 NO_CORRECTION = "there are no low-rank factors beside a matrix in TFLite files"
 
 
@@ -88,6 +91,7 @@ class TfliteWriter:
         self._workspace = workspace
         self._origin = self._made_by(converter)
         self._last: _Float | None = None
+        self._keeps_others = False
 
     table_schemes: tuple[Scheme, ...] = (INT8_DYNAMIC, TABLES4)
 
@@ -99,6 +103,19 @@ class TfliteWriter:
     def with_qmax(self, qmax: int) -> TfliteWriter:
         """This one: no scheme of the format saturates."""
         return self
+
+    def with_others_kept(self) -> TfliteWriter:
+        """See `Writer.with_others_kept`."""
+        made = copy.copy(self)
+        made._keeps_others = True
+        return made
+
+    def write_others(self, out: Path) -> bool:
+        """See `Writer.write_others`: kernels of convolutions that are no layers, above all."""
+        if self._opened.in_integers or not any(layer.geometry.operator == "Conv" for layer in self._opened.layers):
+            return False
+        self.write({}, FileScheme.of(WEIGHTS8), out, {layer.name: FP32 for layer in self._opened.layers})
+        return out.stat().st_size < LEAST_GAIN * self._source.stat().st_size
 
     def begin(self) -> None:
         """See `Writer.begin`: a conversion that is not in the cache."""
@@ -173,7 +190,9 @@ class TfliteWriter:
         if self._opened.in_integers:
             self.write_dense(out)
             return "the source's own"
-        self.write({}, FileScheme.of(scheme), out)
+        plain = copy.copy(self)
+        plain._keeps_others = False
+        plain.write({}, FileScheme.of(scheme), out)
         return "litert-quantizer"
 
     def write(
@@ -209,6 +228,9 @@ class TfliteWriter:
         base = scheme.layers
         schemes = in_one_scheme(schemes or {}, self._opened.layers, base)
         self._check_constexpr(constexpr, factors, schemes)
+        if self._keeps_others and not base.is_static:
+            own = dict.fromkeys((layer.name for layer in self._opened.layers if layer.name not in constexpr), base)
+            base, schemes = FP32, {**own, **schemes}
         others = {name: own for name, own in sorted(schemes.items()) if own != base and name not in constexpr}
         if not self._opened.in_integers:
             check_mixture(base, others.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from edgepack.backends.backend import WriterData
 from edgepack.backends.runtime import load, predict
 from edgepack.backends.tflite.backend import BACKEND
 from edgepack.backends.tflite.converter import ConverterProcess
+from edgepack.backends.tflite.decoded import operator_name
 from edgepack.backends.tflite.schemes import FP32, INT8_DYNAMIC, INT8_STATIC, WEIGHTS8
 from edgepack.backends.tflite.writer import TfliteWriter
 from edgepack.data import Samples
@@ -137,6 +139,42 @@ def test_weights_that_came_in_float16_and_stay_are_stored_so(tmp_path: Path) -> 
     files.write(halves(model), FileScheme.of(FP32), tmp_path / "factored.tflite")
     bits = [bits for *_, bits in files.read(tmp_path / "factored.tflite").weights]
     assert sorted(bits) == [16] * len(others) + [32, 32], "no factor is the same in float16"
+
+
+def test_kernels_that_are_no_layers_stay_as_they_were_given(tmp_path: Path) -> None:
+    """Where 8 bits of them alone would lose too much; dense int8 has them in 8 bits even so."""
+    file, rng = GivenFile(), np.random.default_rng(0)
+    x, middle, y = (file.tensor(name, (1, 6, 6, 16)) for name in ("image", "middle", "y"))
+    kernels = [rng.standard_normal(shape).astype(np.float32) for shape in ((1, 3, 3, 16), (16, 1, 1, 16))]
+    biases = [file.tensor(name, (16,), "float32", np.zeros(16, np.float32)) for name in ("b0", "b1")]
+    strides = {"strideW": 1, "strideH": 1}
+    weights = [file.weight(name, kernel, "float32") for name, kernel in zip(("deep", "point"), kernels, strict=True)]
+    file.op("DEPTHWISE_CONV_2D", [x, weights[0], biases[0]], middle, "DepthwiseConv2D", depthMultiplier=1, **strides)
+    file.op("CONV_2D", [middle, weights[1], biases[1]], y, "Conv2D", **strides)
+    file.graph.inputs, file.graph.outputs = [x], [y]
+    model = open_model(str(file.save(tmp_path / "m.tflite", annotated)), tmp_path)
+    files = writer_of(model, samples_of(model, 8), tmp_path)
+    assert files.write_others(tmp_path / "others.tflite"), "a choice"
+    assert bits_of_kernels(tmp_path / "others.tflite") == {"DEPTHWISE_CONV_2D": 8, "CONV_2D": 32}
+    kept = files.with_others_kept()
+    kept.write({}, FileScheme.of(WEIGHTS8), tmp_path / "kept.tflite")
+    assert bits_of_kernels(tmp_path / "kept.tflite") == {"DEPTHWISE_CONV_2D": 32, "CONV_2D": 8}
+    kept.write_baseline(INT8_DYNAMIC, tmp_path / "int8.tflite")
+    assert bits_of_kernels(tmp_path / "int8.tflite") == {"DEPTHWISE_CONV_2D": 8, "CONV_2D": 8}
+
+
+def bits_of_kernels(path: Path) -> dict[str, int]:
+    """By operator; behind DEQUANTIZE what is stored."""
+    model = GivenFile().schema.ModelT.InitFromPackedBuf(path.read_bytes())
+    graph, *_ = model.subgraphs
+    written = {int(each.outputs[0]): each for each in graph.operators}
+    found = {}
+    for each in graph.operators:
+        if (name := operator_name(model, each)) in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            source = written.get(int(each.inputs[1]))
+            tensor = graph.tensors[each.inputs[1] if source is None else source.inputs[0]]
+            found[name] = 8 * len(model.buffers[tensor.buffer].data) // prod(tensor.shape)
+    return found
 
 
 def kept(path: Path) -> Mapping[str, Any]:
