@@ -106,6 +106,7 @@ def test_kernels_are_taken_apart_as_predicted(convnet: Path, cache: Cache) -> No
         moments = analysis.covariances.of("k3")
         assert moments is not None
         covariance, tried = shrunk_covariance(moments), set()
+        curvature = analysis.sensitivity.curvatures["k3"].moment
         chosen = {
             (one.structure.name, one.scheme): one
             for one in layer_candidates.candidates
@@ -117,7 +118,7 @@ def test_kernels_are_taken_apart_as_predicted(convnet: Path, cache: Cache) -> No
             others = [planned(one, one.candidates[0], analysis.spectra, 0.0) for one in ready.all_candidates["onnx"]]
             plans = tuple(plan if one.layer == "k3" else one for one in others)
             part = replacements.draft(plans, FileScheme.of(FP32))["k3"]
-            lost = exact_loss(view, composed(part), covariance, None)
+            lost = exact_loss(view, composed(part), covariance, curvature)
             near = 0.01 if scheme == FP32 else 0.6  # what is fitted anew to the rounded first stage is not predicted
             assert 1 / (1 + near) < candidate.loss / lost < 1 + near, (name, scheme)
             estimate = ready.estimates.estimate("k3", candidate.structure, scheme)
