@@ -179,7 +179,7 @@ def test_options_in_a_row_of_a_command_table_are_its_own(name: str) -> None:
 def test_the_option_table_of_build_is_complete() -> None:
     rows = [line.split("|")[1] for line in prose_of(OPTIONS).splitlines() if line.startswith("| `--")]
     listed = {option for row in rows for option in re.findall(r"--[a-z][a-z-]*", row)}
-    everywhere = {"--help", "--json", "--markdown", "--csv", "--html", "--verbose"}
+    everywhere = {"--help", "--json", "--markdown", "--csv", "--html", "--png", "--verbose"}
     assert listed - everywhere == commands()["build"] - everywhere
 
 

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
+from edgepack.errors import OutputError
 from edgepack.pack.manifest import parse_manifest
 from edgepack.report.comparison import Compared, comparison_report
 from edgepack.report.inspect import pack_report
-from edgepack.report.render import html
+from edgepack.report.render import PNG, html, png, write_report
 from edgepack.report.report import Report
 from edgepack.report.serve import Served
+from edgepack.report.targets import target_report
+from edgepack.targets.file import get_target
 from tests.report.pages import benched_pack, compared, large_report, manifest
 from tests.report.served import served_at
 
@@ -211,3 +215,27 @@ def test_a_hundred_packs(opened: Open, comparison: Compared) -> None:
     page = opened(large)
     assert page.locator("main > .table tbody tr").count() == 300
     assert page.locator("svg.chart").count() == 102
+
+
+def test_a_picture_is_the_top_of_the_page(tmp_path: Path) -> None:
+    """Sixteen to nine, with more on it than white."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    target = get_target("rpi4")
+    write_report(target_report(target), PNG, tmp_path / "rpi4.png")
+    with Image.open(tmp_path / "rpi4.png") as picture:
+        assert (picture.format, picture.size) == ("PNG", (png.SCALE * png.WIDTH, png.SCALE * png.HEIGHT))
+        colors = picture.convert("L").histogram()
+    assert 0 < sum(colors[:128]) < sum(colors[200:])
+
+
+@pytest.mark.parametrize("browser", ["none", "one that fails"])
+def test_without_a_picture_there_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: str) -> None:
+    if browser != "none":
+        (tmp_path / "chromium").write_text("#!/bin/sh\necho 'no display' >&2\nexit 1\n")
+        (tmp_path / "chromium").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}")
+    said = "--png needs a Chromium" if browser == "none" else "made no picture"
+    with pytest.raises(OutputError, match=said):
+        write_report(target_report(get_target("rpi4")), PNG, tmp_path / "rpi4.png")
+    assert not (tmp_path / "rpi4.png").exists()

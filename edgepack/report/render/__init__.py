@@ -1,4 +1,4 @@
-"""A report as text for a terminal, as markdown, CSV, JSON, HTML and XML: the only places where figures become words.
+"""A report as text for a terminal, as markdown, CSV, JSON, HTML, XML and a picture: where alone figures become words.
 
 A new way to write reports is a module here with a `render`, and its line in `RENDERERS`: every command that prints a
 report then offers it.
@@ -41,7 +41,7 @@ class Renderer:
         return f"--{self.name}"
 
     def render(self, report: Report) -> Any:
-        """The text of a report; a rich renderable for the terminal."""
+        """The text of a report; bytes of a picture, and a rich renderable for the terminal."""
         return import_module(f"{__name__}.{self.name}").render(report)
 
 
@@ -50,6 +50,8 @@ TERMINAL = Renderer("terminal", "")
 
 HTML = Renderer("html", "Also write a page with charts to this file.", to_file=True)
 
+PNG = Renderer("png", "Also write a picture for a slide to this file; needs Chromium.", to_file=True)
+
 MARKDOWN = Renderer("markdown", "Print markdown tables.")
 
 RENDERERS = (
@@ -57,6 +59,7 @@ RENDERERS = (
     MARKDOWN,
     Renderer("csv", "Print CSV, full precision, as one table."),
     HTML,
+    PNG,
 )
 
 COMMENT = replace(MARKDOWN, help="Also write markdown to this file, for a pull request's comment.", to_file=True)
@@ -75,4 +78,8 @@ def write_report(report: Report, renderer: Renderer, path: Path) -> None:
     if path.is_dir():
         raise OutputError(f"{path}: found a folder, expected the name of a file", hint="such as report.html")
     with atomic_path(path) as temporary:
-        temporary.write_text(renderer.render(report), encoding="utf-8", errors="backslashreplace")
+        rendered = renderer.render(report)
+        if isinstance(rendered, bytes):
+            temporary.write_bytes(rendered)
+        else:
+            temporary.write_text(rendered, encoding="utf-8", errors="backslashreplace")
