@@ -304,7 +304,10 @@ def inspect(
     targets_file: TargetsFile = None,
     overlay: Annotated[
         Path | None,
-        typer.Option("--overlay", help="Of a pack, also write node data for Model Explorer into this folder."),
+        typer.Option(
+            "--overlay",
+            help="Of a pack, also write node data for Model Explorer, and a copy for Netron, into this folder.",
+        ),
     ] = None,
     *,
     output: Renderer,

@@ -45,7 +45,7 @@ def test_figures_stand_at_the_nodes_of_their_layers(pack: Path, tmp_path: Path) 
     done = CliRunner().invoke(app, ["inspect", str(pack), "--overlay", str(tmp_path / "overlay"), "--json"])
     assert done.exit_code == 0, done.output
     found: dict[str, Any] = {
-        path.name.split(".")[2]: json.loads(path.read_text()) for path in (tmp_path / "overlay").iterdir()
+        path.name.split(".")[2]: json.loads(path.read_text()) for path in (tmp_path / "overlay").glob("*.json")
     }
     assert {figure: each["results"] for figure, each in found.items()} == {
         "bytes": {"z": {"value": 28}},
@@ -56,6 +56,18 @@ def test_figures_stand_at_the_nodes_of_their_layers(pack: Path, tmp_path: Path) 
     }
     assert [stop["stop"] for stop in found["bytes"]["gradient"]] == [0, 1]
     assert "gradient" not in found["scheme"]
+
+
+def test_netron_shows_them_at_the_nodes_of_a_copy(pack: Path, tmp_path: Path) -> None:
+    before = (pack / "model.onnx").read_bytes()
+    assert CliRunner().invoke(app, ["inspect", str(pack), "--overlay", str(tmp_path / "overlay")]).exit_code == 0
+    assert (pack / "model.onnx").read_bytes() == before
+    copy = onnx.load(tmp_path / "overlay" / "model.netron.onnx")
+    onnx.checker.check_model(copy)
+    pair = {"edgepack.rank": "2", "edgepack.scheme": "int8-dynamic", "edgepack.error_share": "0.009"}
+    ends = {"edgepack.bytes": "28", "edgepack.latency_s": "2e-06"}
+    held = {node.output[0]: {each.key: each.value for each in node.metadata_props} for node in copy.graph.node}
+    assert held == {"h": pair, "z": pair | ends, "y": {}}
 
 
 def test_a_model_has_none(pack: Path, tmp_path: Path) -> None:
