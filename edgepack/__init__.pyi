@@ -8,6 +8,7 @@ from edgepack.api.results import Comparison as Comparison
 from edgepack.api.results import Inspection as Inspection
 from edgepack.api.results import OperatorInspection as OperatorInspection
 from edgepack.api.results import Pack as Pack
+from edgepack.api.results import Packs as Packs
 from edgepack.api.results import open_pack as open_pack
 from edgepack.api.target import load_target as load_target
 from edgepack.methods.registry import register_method as register_method

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, get_type_hints
+from typing import Any, TypedDict, Unpack, get_type_hints, overload
 
 from edgepack.api.given import GivenModel, GivenSamples, given_formats, given_inputs, named_model, named_samples
 from edgepack.api.progress import Wanted, heard
-from edgepack.api.results import Pack
-from edgepack.api.target import load_target
+from edgepack.api.results import Pack, Packs
+from edgepack.api.target import load_target, load_targets
 from edgepack.distill.budget import Budget, parse_budget
 from edgepack.errors import UsageError
 from edgepack.model.types import Aim
+from edgepack.pipeline.build import best_attempts, failure_of_some, for_targets
 from edgepack.pipeline.build import build as run
 from edgepack.pipeline.options import BuildOptions, PrecisionChoice, Rank, parse_duration, parse_size
 from edgepack.sources.images import ImageOptions
@@ -63,6 +64,7 @@ class BuildKeywords(TypedDict, total=False):
     images: ImageOptions
 
 
+@overload
 def build(
     model: GivenModel,
     target: str | Target = "host",
@@ -72,18 +74,48 @@ def build(
     targets_file: str | PathLike[str] | None = None,
     progress: Wanted = True,
     **options: Unpack[BuildKeywords],
-) -> Pack:
+) -> Pack: ...
+
+
+@overload
+def build(
+    model: GivenModel,
+    target: list[str] | list[Target] | tuple[str | Target, ...],
+    *,
+    data: GivenSamples | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    targets_file: str | PathLike[str] | None = None,
+    progress: Wanted = True,
+    **options: Unpack[BuildKeywords],
+) -> Packs: ...
+
+
+def build(
+    model: GivenModel,
+    target: str | Target | list[str] | list[Target] | tuple[str | Target, ...] = "host",
+    *,
+    data: GivenSamples | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    targets_file: str | PathLike[str] | None = None,
+    progress: Wanted = True,
+    **options: Unpack[BuildKeywords],
+) -> Pack | Packs:
     """Build a pack: the model with its layers factored and in fewer bits, its dense baselines, and a manifest.
 
     Args:
         model: a path, `file.py:function`, an `onnx.ModelProto`, a `Recipe`, or a torch or keras model.
-        target: the CPU that it is for: a name of `targets.yaml`, or "host" for this machine.
+        target: the CPU that it is for: a name of `targets.yaml`, or "host" for this machine. Of a list of them each
+            gets a pack, and what comes before the plans is done once for all.
         data: samples that plans are judged on: a path, arrays by name with labels as `y`, or one sample after another.
         example_inputs: tensors of one call, for a torch or keras model alone.
         targets_file: more targets.
         progress: whether a bar is shown where somebody looks on, or what is told instead.
         **options: see `BuildKeywords` and `BuildOptions`. Where `out` names a model file, such as "small.onnx", that
-            file is all that is written, and the path of the pack.
+            file is all that is written, and the path of the pack; for a list of targets it is the folder of their
+            packs.
+
+    Returns:
+        The pack; for a list of targets their packs, by the names of the targets.
 
     Raises:
         UsageError, InputError: bad arguments, model or data; nothing is written.
@@ -93,11 +125,23 @@ def build(
     test = options.pop("test", None)
     keywords = parsed(options)
     with named_model(model, example_inputs) as spec, named_samples(data) as samples, named_samples(test) as tested:
-        chosen = load_target(target, targets_file)
-        asked = BuildOptions(model=spec, target=chosen, data=samples, test=tested, **keywords)
+        if isinstance(target, list | tuple):
+            several = True
+            targets = load_targets(target, targets_file)
+        else:
+            several = False
+            targets = [load_target(target, targets_file)]
+        asked = BuildOptions(model=spec, target=targets[0], data=samples, test=tested, **keywords)
         with heard(progress) as told:
-            done = run(asked, progress=told)
-    return Pack(done.out, done.manifest)
+            if not several:
+                done = run(asked, progress=told)
+                return Pack(done.out, done.manifest)
+            if asked.pick:
+                raise UsageError(f"pick is for one target, found a list of {len(targets)}")
+            results = best_attempts(for_targets(asked, targets), progress=told)
+    if (failure := failure_of_some(results)) is not None:
+        raise failure
+    return Packs(tuple(results))
 
 
 def parsed(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from edgepack.model.scheme import Format
 from edgepack.pack.folder import EXAMPLE, file_format
 from edgepack.pack.manifest import DropEntry, FileEntry, LayerEntry, Manifest, PackedFile, read_manifest
 from edgepack.paths import require_pack
+from edgepack.pipeline.build import BuildResult
 from edgepack.pipeline.inspect import LayerReport, ModelReport
 from edgepack.pipeline.operators import OperatorReport, OperatorsReport
 from edgepack.report.build import build_report
+from edgepack.report.build_each import packs_report
 from edgepack.report.compare import CompareRow
 from edgepack.report.comparison import Source, comparison_report
 from edgepack.report.emulated import EmulatedRow
@@ -144,6 +146,33 @@ class Pack(Shown, Mapping[str, ModelFile]):
     def report(self) -> Report:
         """As `edgepack build -v` prints it."""
         return build_report(self.path, self.manifest, reasons=True)
+
+
+@dataclass(frozen=True)
+class Packs(Shown, Mapping[str, Pack]):
+    """The packs of one model, by the names of their targets: `packs["rpi4"]["onnx"].path`.
+
+    Attributes:
+        results: a build for each target.
+    """
+
+    results: tuple[BuildResult, ...]
+
+    def __getitem__(self, target: str) -> Pack:
+        for one in self.results:
+            if one.manifest.target.name == target:
+                return Pack(one.out, one.manifest)
+        raise KeyError(target)
+
+    def __iter__(self) -> Iterator[str]:
+        return (one.manifest.target.name for one in self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def report(self) -> Report:
+        """Which file serves which target, as `edgepack build` prints it."""
+        return packs_report(self.results)
 
 
 def open_pack(path: str | PathLike[str]) -> Pack:

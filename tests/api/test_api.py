@@ -266,3 +266,39 @@ def test_a_notebook_has_a_bar_of_its_own(capsys: pytest.CaptureFixture[str]) -> 
     assert "decompose layers" in written
     assert 1 <= written.count("calibrate") < 500, "a line for every step would fill the notebook"
     assert "Warning" not in written
+
+
+def test_a_list_of_targets_gives_a_pack_for_each(
+    model: onnx.ModelProto, data: dict[str, np.ndarray], pack: ep.Pack, tmp_path: Path
+) -> None:
+    packs = ep.build(model, ["rpi4", "n100"], data=data, out=tmp_path, **QUICK)
+    assert list(packs) == ["rpi4", "n100"]
+    assert {one.path.parent for one in packs.values()} == {tmp_path}
+    assert packs["rpi4"]["onnx"].path.read_bytes() == pack["onnx"].path.read_bytes(), "as a build for it alone"
+    with pytest.raises(KeyError):
+        _ = packs["rpi5"]
+    assert "serves" in packs.to_markdown()
+    packs.to_html(tmp_path / "packs.html")
+    assert "n100" in (tmp_path / "packs.html").read_text()
+    assert list(ep.build(model, ("rpi4",), data=data, out=tmp_path, **QUICK)) == ["rpi4"]
+    with pytest.raises(ep.errors.BudgetError, match="the budget is not met on 2 of 2 targets"):
+        ep.build(model, ["rpi4", "n100"], data=data, out=tmp_path, max_size=100, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("rpi4,rpi5", "several targets in one name"),
+        (["rpi4", "rpi6"], 'unknown target "rpi6"'),
+        (["rpi4", "rpi4"], "rpi4 is named twice"),
+        ([], "empty list of targets"),
+    ],
+)
+def test_targets_that_are_none(target: Any, says: str, model: onnx.ModelProto) -> None:
+    with pytest.raises(ep.errors.EdgepackError, match=says):
+        ep.build(model, target, **QUICK)
+
+
+def test_a_plan_is_picked_for_one_target(model: onnx.ModelProto) -> None:
+    with pytest.raises(ep.errors.UsageError, match="pick is for one target"):
+        ep.build(model, ["rpi4", "rpi5"], pick=(1,), **QUICK)
