@@ -15,6 +15,7 @@ HEADINGS: Mapping[str, str] = {
     "front": "MNIST: bytes against accuracy",
     "same": "A pack against itself",
     "check": "A check of a pack against itself",
+    "build-all": "Many models on a cluster",
     "dominance": "What another option of the same tool would have given",
     "importers": "ONNX operators in torch",
     "pairs": "Packs against dense int8, in fresh processes",

@@ -10,6 +10,7 @@ import typer
 from edgepack.cli import streams, targets
 from edgepack.cli.bench import bench, compare
 from edgepack.cli.build import build, extract, inspect
+from edgepack.cli.build_all import build_all
 from edgepack.cli.check import check
 from edgepack.cli.clean import clean
 from edgepack.cli.join import join
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(cls=ProjectCommand)(build)
-for _command in (inspect, run, bench, compare, check, serve, join, extract, init, doctor, clean):
+for _command in (build_all, inspect, run, bench, compare, check, serve, join, extract, init, doctor, clean):
     app.command()(_command)
 app.add_typer(targets.app)
 app.add_typer(emulator_app)

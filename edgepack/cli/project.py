@@ -80,7 +80,7 @@ def read_project(path: Path, options: Mapping[str, str]) -> dict[str, Any]:
         InputError: it is no mapping of options to words, numbers, or lists of these.
     """
     found: dict[str, Any] = {}
-    for key, value in _document(path).items():
+    for key, value in read_document(path).items():
         if key == CHECK:
             continue
         if key not in options:
@@ -104,12 +104,16 @@ def read_thresholds(path: Path) -> Thresholds:
     """
     from edgepack.check.thresholds import STANDARD, parse_thresholds
 
-    document = _document(path) if path.is_file() else {}
+    document = read_document(path) if path.is_file() else {}
     return parse_thresholds(document[CHECK], f"{path}: {CHECK}") if CHECK in document else STANDARD
 
 
-def _document(path: Path) -> Mapping[Any, Any]:
-    """What stands in the file."""
+def read_document(path: Path) -> Mapping[Any, Any]:
+    """What stands in a file of options: names and values.
+
+    Raises:
+        InputError: it cannot be read, or holds no mapping.
+    """
     import yaml
 
     try:

@@ -182,6 +182,18 @@ def to_bytes(model: ir.Model) -> bytes:
     return content
 
 
+def external_files(path: Path) -> list[Path]:
+    """The files beside a model that hold weights of it, as far as they are there; in order of their names.
+
+    Raises:
+        ModelError: the file is missing, empty, cut short, a folder or not ONNX.
+    """
+    proto = _parsed(path, _content(path))
+    entries = [entry for tensor in proto.graph.initializer for entry in tensor.external_data]
+    named = {path.parent / entry.value for entry in entries if entry.key == "location"}
+    return sorted(file for file in named if file.is_file())
+
+
 def _read(path: Path) -> tuple[onnx.ModelProto, str]:
     """The parsed file and its digest; the bytes themselves are let go, or a large model is held once too often."""
     content = _content(path)
