@@ -14,6 +14,7 @@ HEADINGS: Mapping[str, str] = {
     "promise": "The drop that was allowed, on data that no build has seen",
     "front": "MNIST: bytes against accuracy",
     "same": "A pack against itself",
+    "peers": "MNIST: files of other tools",
     "check": "A check of a pack against itself",
     "build-all": "Many models on a cluster",
     "dominance": "What another option of the same tool would have given",
