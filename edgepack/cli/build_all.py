@@ -15,13 +15,15 @@ from edgepack.cli.build import build
 from edgepack.cli.options import progress_bar, reporting, show
 from edgepack.cli.project import ProjectCommand, read_document
 from edgepack.errors import InputError
-from edgepack.report.render import Renderer
+from edgepack.report.render import RENDERERS, Renderer
 
 if TYPE_CHECKING:
     from edgepack.pipeline.build_all import ModelJob
 
 MODELS = "models"
-NOT_OF_ONE = ("out", "scheduler", "explore", "pick", "verbose", "help", "json", "markdown", "csv", "html", "no-cache")
+NOT_OF_ONE = frozenset(
+    ("out", "scheduler", "explore", "pick", "verbose", "help", "no-cache", *(each.option[2:] for each in RENDERERS))
+)
 """Options of a build that a model of a zoo has not."""
 READS = ("data", "test", "metric")
 """Options that name files."""
