@@ -24,6 +24,7 @@ import figures_file
 import numpy as np
 import onnx
 from block_tables import decibels, kilobytes, markdown_table, one_line
+from cases import MODELS
 from operator_suite import Case, cases, difference, variants
 from results_page import put_section
 from zoo_files import SEEDED, ZOO, ModelFile
@@ -37,13 +38,16 @@ from edgepack.errors import ModelError
 from edgepack.metrics.values import LEAST_ERROR, sqnr_db
 from edgepack.model.model import Model
 from edgepack.model.types import Array
+from edgepack.natives import native
 from edgepack.pipeline.datasets import with_open_sides
 from edgepack.sources.onnx import OnnxFile
+from edgepack.sources.recipe import PythonRecipe
 from edgepack.workspace import Cache, Workspace
 
 NAME = "tflite"
 KEPT = f"experiments/{NAME}"
 COMMAND = "python bench/measure_tflite.py"
+ENCODER = "MiniLM"
 MOST_S = 180
 """For a file; a case of the suite gets a third."""
 SAVED = 25
@@ -86,6 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with closing(ConverterProcess()) as process:
         emitter = converter(process)
         files(emitter, figures, options.only or (), process)
+        if "encoder" not in figures or any(part in ENCODER for part in options.only or ()):
+            figures["encoder"] = encoder(emitter, process)
+            _keep(figures)
         if not options.no_suite and not options.only:
             suite(emitter, figures, options.every)
 
@@ -102,6 +109,26 @@ def files(emitter: TfliteEmitter, figures: dict[str, Any], only: Sequence[str], 
             figures["rows"] = [rows[each.name] for each in found if each.name in rows]
             _keep(figures)
             print(" ".join(f"{name}={value}" for name, value in row.items()), file=sys.stderr)
+
+
+def encoder(emitter: TfliteEmitter, process: ConverterProcess) -> dict[str, Any]:
+    """What the conversion of a torch program of 91 MB comes to."""
+    with tempfile.TemporaryDirectory(prefix="edgepack-bench-") as name:
+        folder = Path(name)
+        opened = PythonRecipe().open(f"{MODELS / 'minilm.py'}:recipe", ENCODER, folder, ["tflite"])
+        program, recipe = opened.program, opened.recipe
+        assert program is not None
+        assert recipe is not None
+        names = (spec.name for spec in opened.inputs)
+        given = [dict(zip(names, (each.numpy() for each in recipe.example_inputs), strict=True))]
+        process.start()
+        begun = _cpu_s(process)
+        emitter.load_program(program, given)
+        emitter.emit(folder / "model.tflite")
+        seconds = _cpu_s(process) - begun
+        dense = native(opened.native).session(opened.content, {}, threads=1)
+        noise = _noise(dense, backend("tflite").load(folder / "model.tflite"), given)
+        return {"bytes": program.stat().st_size, "sqnr_db": _rounded(noise), "seconds": round(seconds, 1)}
 
 
 def suite(emitter: TfliteEmitter, figures: dict[str, Any], every: int) -> None:
@@ -185,13 +212,18 @@ def converted(emitter: TfliteEmitter, file: ModelFile, process: ConverterProcess
             return {"reason": _told(err).replace(str(file.file), file.name)}
         counts = Counter(operators(path))
         return {
-            "sqnr_db": None if math.isinf(noise) else round(noise, 1),
+            "sqnr_db": _rounded(noise),
             "operators": counts.total(),
             "transposes": counts["TRANSPOSE"],
             "ideal": _ideal(opened.files["onnx"], shapes),
             "real": file.inputs != SEEDED,
             "seconds": round(seconds, 1),
         }
+
+
+def _rounded(noise_db: float) -> float | None:
+    """None for answers that are equal."""
+    return None if math.isinf(noise_db) else round(noise_db, 1)
 
 
 def _told(err: ModelError) -> str:
@@ -307,6 +339,11 @@ def render(figures: Mapping[str, Any]) -> str:
         f"{len(done)} of {len(rows)} files were converted.",
         markdown_table(headers, [_cells(row) for row in done], right=headers[1:]),
     ]
+    if found := figures.get("encoder"):
+        parts.append(
+            f"{ENCODER}, a program of torch.export of {kilobytes(found['bytes'])} kB: {found['seconds']:.1f} s, "
+            f"SQNR against torch {decibels(found['sqnr_db'])}."
+        )
     stopped = [[row["name"], kilobytes(row["bytes"]), one_line(row["reason"])] for row in rows if "reason" in row]
     if stopped:
         parts += ["Not converted:", markdown_table(["file", "source, kB", "reason"], stopped, right=["source, kB"])]
