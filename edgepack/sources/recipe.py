@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.data import MAX_BYTES
 from edgepack.errors import EdgepackError, ModelError, UsageError
 from edgepack.metrics.metric import Metric, own_metric
 from edgepack.model.model import Model, NativeName
@@ -26,7 +27,11 @@ from edgepack.sources.inputs import GivenInput
 from edgepack.sources.keras import export_keras, import_keras, is_keras
 from edgepack.sources.source import file_stem
 from edgepack.sources.torch import INSTALL, PACKAGES, TITLE, export_program, program_model
+from edgepack.workers.sandbox import GIB, limits_of
 from edgepack.workspace import uncollected
+
+MOST_YIELDED = 200_000
+"""Tuples or samples that are taken of code before it is said to have no end."""
 
 _PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
 _SHAPE = "a recipe function takes no arguments and returns edgepack.Recipe(model, example_inputs, …)"
@@ -294,10 +299,18 @@ def _calibration(value: object, spec: str) -> Mapping[str, Array] | Iterable[tup
 
 
 def _rows(rows: Iterable[object], spec: str) -> Iterator[tuple[Array, ...]]:
-    """Input tuples as numpy arrays, checked against the first while they stream."""
+    """Input tuples as numpy arrays, checked against the first while they stream; an end is waited for so long alone."""
     shapes: list[tuple[int, ...]] = []
+    total, most = 0, max(MAX_BYTES, limits_of(0).memory_bytes)
     with user_errors(spec, "reading the calibration of"):
         for number, row in enumerate(rows):
+            if number == MOST_YIELDED or total > most:
+                raise ModelError(
+                    f"{spec}: its calibration yields more than {number} tuples of {total} bytes together, "
+                    f"expected at most {MOST_YIELDED} and {most} bytes",
+                    hint="end it: a few thousand samples are best, and a tuple may hold many of them; for more bytes "
+                    f"give a mapping of arrays, or {GIB}=16 before the command",
+                )
             arrays = as_numpy(row if isinstance(row, tuple | list) else (row,), f"{spec}: calibration row {number}: ")
             found = [array.shape[1:] for array in arrays]
             shapes = shapes or found
@@ -307,6 +320,7 @@ def _rows(rows: Iterable[object], spec: str) -> Iterator[tuple[Array, ...]]:
                     f"the first row's beyond the first axis are {shapes}",
                     hint="every row has the same inputs; the first axis is samples",
                 )
+            total += sum(array.nbytes for array in arrays)
             yield arrays
 
 

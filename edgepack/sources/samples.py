@@ -18,7 +18,7 @@ from edgepack.data import LABELS, Ragged, Samples, identical, is_stacked, read_a
 from edgepack.errors import DataError, UsageError
 from edgepack.model.types import Array, TensorSpec
 from edgepack.sources.images import IMAGES, ImageOptions, image_reader
-from edgepack.sources.recipe import file_module, user_errors
+from edgepack.sources.recipe import MOST_YIELDED, file_module, user_errors
 
 Row = tuple[str, Mapping[str, Array]]
 """One sample: where it is from, and its arrays by name, without an axis for samples."""
@@ -143,6 +143,8 @@ def _yielded(file: Path, function: str) -> Iterator[Row]:
             raise DataError(f"{spec}: the file defines no function {function!r}", hint=_YIELDS)
         with user_errors(spec, "running", _YIELDS):
             for number, row in enumerate(made()):
+                if number == MOST_YIELDED:
+                    raise DataError(f"{spec}: it yields more than {number} samples", hint=f"end it there; {_YIELDS}")
                 origin = f"{spec}: sample {number}"
                 if not isinstance(row, Mapping):
                     raise DataError(f"{origin} is {type(row).__name__}, a dict was expected", hint=_YIELDS)

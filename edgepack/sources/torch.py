@@ -129,7 +129,9 @@ def export_program(model: Module, example_inputs: tuple[Tensor, ...], *, tidied:
     try:
         with _quiet(), uncollected():
             program = torch.export.export(model, example_inputs, strict=False)
-    except Exception as err:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as err:  # whatever the model's own code raises
         raise ModelError(
             f"torch.export cannot trace {type(model).__name__}: {_summary(err)}",
             hint="see that model(*example_inputs) runs and that its control flow does not depend on values",

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from edgepack.errors import ModelError
-from edgepack.sources.recipe import as_numpy, load_recipe
+from edgepack.sources import recipe as recipes
+from edgepack.sources.recipe import PythonRecipe, as_numpy, load_recipe
 
 HEAD = "import torch\nfrom edgepack.model.types import Recipe\n"
 GOOD = HEAD + "def make():\n    return Recipe(torch.nn.Linear(3, 2), (torch.ones(1, 3),), {'x': torch.ones(4, 3)})\n"
@@ -107,6 +108,27 @@ def test_bad_recipes_say_what_is_wrong(tmp_path: Path, body: str, message: str) 
     with pytest.raises(ModelError) as caught:
         load_recipe(spec)
     assert message.format(file=tmp_path / "model_file.py") in caught.value.message
+
+
+@pytest.mark.parametrize(("raised", "message"), [("SystemExit(3)", "SystemExit"), ("BaseException('no')", "no")])
+def test_whatever_a_model_raises_is_told(tmp_path: Path, raised: str, message: str) -> None:
+    body = f"class M(torch.nn.Module):\n    def forward(self, x):\n        raise {raised}\n"
+    spec = write(tmp_path, f"{HEAD}{body}def make():\n    return Recipe(M(), (torch.ones(1, 3),))\n")
+    with pytest.raises(ModelError, match=f"torch.export cannot trace M: .*{message}"):
+        PythonRecipe().open(spec, "m", tmp_path, ())
+
+
+@pytest.mark.parametrize("limit", ["tuples", "bytes"])
+def test_a_calibration_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    rows = "((torch.ones(1, 3),) for _ in itertools.count())"
+    body = f"import itertools\ndef make():\n    return Recipe(torch.nn.Linear(3, 2), (torch.ones(1, 3),), {rows})\n"
+    monkeypatch.setattr(recipes, "MOST_YIELDED", 100)
+    if limit == "bytes":
+        monkeypatch.setattr(recipes, "MAX_BYTES", 1)
+        monkeypatch.setenv("EDGEPACK_LIMIT_GIB", "1e-7")
+    most = 100 if limit == "tuples" else 9
+    with pytest.raises(ModelError, match=f"its calibration yields more than {most} tuples of {12 * most} bytes"):
+        list(load_recipe(write(tmp_path, HEAD + body)).calibration or ())
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from PIL import Image
 from edgepack.data import Ragged, Samples, feeds, split
 from edgepack.errors import DataError, InputError, UsageError
 from edgepack.model.types import Array, TensorSpec
+from edgepack.sources import samples
 from edgepack.sources.images import ImageOptions, parse_images
 from edgepack.sources.samples import read_samples
 
@@ -90,6 +91,14 @@ def test_a_function_yields_them(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=says) as caught:
             read_samples(Path(f"{path}:{function}"), X)
         assert caught.value.hint
+
+
+def test_a_function_that_yields_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("import itertools\ndef rows():\n    yield from ({'x': [n, 1., 2.]} for n in itertools.count())\n")
+    monkeypatch.setattr(samples, "MOST_YIELDED", 100)
+    with pytest.raises(DataError, match=r"mine\.py:rows: it yields more than 100 samples"):
+        read_samples(Path(f"{path}:rows"), X)
 
 
 def test_they_lie_in_files_and_so_do_their_parts(tmp_path: Path) -> None:
