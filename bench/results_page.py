@@ -27,6 +27,7 @@ HEADINGS: Mapping[str, str] = {
     "embeddings": "Embeddings of sound and of sentences",
     "ranks": "Rules for the ranks of convolutions",
     "hardening": "Wrong inputs over all commands",
+    "fuzz": "Wrong bytes for every parser",
     "prices": "Predicted latencies against counts of whole files",
     "zoo": "Model files as people have them",
     "faults": "Faults on purpose",

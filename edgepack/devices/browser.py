@@ -23,7 +23,7 @@ from edgepack.errors import StableDeviceError, TransientDeviceError
 from edgepack.metrics.values import sqnr_db
 from edgepack.model.scheme import Format
 from edgepack.model.types import Array
-from edgepack.validation import STRICT, printable
+from edgepack.validation import STRICT, plain_text, printable
 from edgepack.workspace import Progress, silent
 
 TOOL = "browser"
@@ -37,6 +37,10 @@ LOADING_S = 180.0
 LEAST_DB = 20.0
 """Signal to noise ratio of answers against this machine's below which it is another model that was timed."""
 MOST_DB = 200.0
+MOST_AXES = 64
+_DTYPES = frozenset({"bool", "float16", "float32", "float64"}) | {
+    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
 MOST_SAMPLES, MOST_RUNS, MOST_SECONDS = 100_000, 1e12, 1e5
 _BROWSERS = (
     ("Edg(?:A|iOS)?", "Edge"), ("OPR", "Opera"), ("SamsungBrowser", "Samsung Internet"),
@@ -328,10 +332,13 @@ def _agreement(answers: Sequence[Answer], expected: _Expected, what: str) -> flo
 
 def _array(answer: Answer, what: str) -> Array:
     try:
+        if answer.dtype not in _DTYPES:  # whatever else numpy makes types of is not asked
+            raise TypeError(answer.dtype[:40])
         raw = base64.b64decode(answer.data, validate=True)
         return np.frombuffer(raw, np.dtype(answer.dtype)).reshape(answer.shape)
-    except (binascii.Error, TypeError, ValueError) as err:
-        raise StableDeviceError(f"{what}: its output is no array of {answer.dtype} {list(answer.shape)}") from err
+    except (binascii.Error, TypeError, ValueError, OverflowError) as err:
+        said = f"{plain_text(answer.dtype, 40)} {plain_text(str(answer.shape[:MOST_AXES]))}"
+        raise StableDeviceError(f"{what}: its output is no array of {said}") from err
 
 
 def _read(kind: type[Hello] | type[Report], raw: bytes, what: str) -> Any:

@@ -34,7 +34,9 @@ _DATA = frozenset({"__keras_tensor__", "__tensor__", "__numpy__", "__ellipsis__"
 _OPERATIONS = "keras.src.ops."
 _WITH_CODE = frozenset({"Lambda", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer"})
 _WITH_FILES = frozenset({"StringLookup", "IntegerLookup", "TextVectorization"})
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError, KeyError)
+_DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError)
+_DAMAGED += (RuntimeError, ValueError, KeyError)
+_DAMAGED += (SystemError,)  # of h5py, at names that are no UTF-8
 
 
 def check_file(path: Path) -> None:

@@ -226,6 +226,8 @@ def test_a_report_that_cannot_be_is_refused(opened: tuple[BrowserDevice, str], o
         ({"answers": []}, "other shapes"),
         ({"answers": [good["answers"][0] | {"shape": [3, 3]}]}, "no array"),
         ({"answers": [good["answers"][0] | {"dtype": "O"}]}, "no array"),
+        ({"answers": [good["answers"][0] | {"dtype": "f4,("}]}, "no array"),
+        ({"answers": [good["answers"][0] | {"dtype": "\x1b[2J"}]}, r"no array of \?\[2J"),
         ({"answers": [wrong]}, "not those of this machine"),
     ):
         with pytest.raises(StableDeviceError, match=message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -137,8 +138,56 @@ def _result() -> list[bytes]:
     with _folder() as folder:
         for result in (RESULT, EMULATED):
             save_result(result, folder / "r.json")
-            made.append((folder / "r.json").read_bytes())
+            made += _with_and_without_seal(folder / "r.json")
     return made
+
+
+def _with_and_without_seal(path: Path) -> list[bytes]:
+    """A file whose changed bytes its seal tells, and the same without one, whose changed bytes are read."""
+    raw = path.read_bytes()
+    return [raw, re.sub(rb',"sha256":"[0-9a-f]{64}"\}\s*\Z', b"}", raw)]
+
+
+def _figures() -> list[bytes]:
+    from tests.check.test_base import recorded
+    from tests.check.test_changes import BASE
+
+    return [json.dumps(recorded(BASE)).encode()]
+
+
+def _counted() -> list[bytes]:
+    from edgepack.cost.emulated import save_table
+    from tests.cost.test_emulated import TABLE
+
+    with _folder() as folder:
+        save_table(TABLE, folder / "t.json")
+        return _with_and_without_seal(folder / "t.json")
+
+
+def _measured() -> list[bytes]:
+    from edgepack.cost.measured import save_measured
+    from tests.cost.test_measured import LAYER, made
+
+    with _folder() as folder:
+        save_measured(made([LAYER]), folder)
+        return [one for path in folder.rglob("*.json") for one in _with_and_without_seal(path)]
+
+
+def _probe() -> list[bytes]:
+    from edgepack.targets.file import get_target
+    from tests.devices.probed_reports import probe_report
+
+    report = probe_report(
+        get_target("rpi4"), kernel="6.6", libc="glibc 2.36", python="3.11", counters={"available": True}
+    )
+    return [json.dumps(report).encode()]
+
+
+def _page() -> list[bytes]:
+    answer = {"name": "y", "dtype": "float32", "shape": [1, 1], "data": "AACAPw=="}
+    times = {"seconds": 0.3, "first_inference_s": 0.1, "runtime_s": 0.2, "session_s": 0.3}
+    report = {"latency_s": [1e-4, 2e-4], "runs_per_sample": 1000, "answers": [answer], **times}
+    return [json.dumps(one).encode() for one in (report, {"error": "no such operator"})]
 
 
 def _archive() -> list[bytes]:
@@ -231,6 +280,43 @@ def _read_project(path: Path) -> object:
     return read_project(path, {"model": "model", "target": "target", "max-drop": "max_drop", "keep": "keep"})
 
 
+def _read_figures(path: Path) -> object:
+    from edgepack.check.figures import read_figures
+
+    return read_figures(path)
+
+
+def _read_counted(path: Path) -> object:
+    from edgepack.cost.emulated import load_table
+
+    return load_table(path)
+
+
+def _read_measured(path: Path) -> object:
+    from edgepack.cost.measured import load_measured
+
+    return load_measured(path)
+
+
+def _read_probe(path: Path) -> object:
+    from edgepack.devices.device import read_reply
+    from edgepack.devices.facts import facts_from_probe
+    from edgepack.targets.probe import target_from_probe
+
+    report = read_reply("probe", 0, path.read_bytes(), path.read_bytes()[:300])
+    return facts_from_probe(report, "device").title, target_from_probe(report, "device").main_cluster
+
+
+def _read_page(path: Path) -> object:
+    """What the page of `bench --browser` sends of a run, with the answers in it."""
+    from edgepack.devices import browser
+
+    found = browser._read(browser.Report, path.read_bytes(), "page")
+    if isinstance(found, browser.Report):
+        return list(browser._problems(found)), [browser._array(answer, "page") for answer in found.answers]
+    return found
+
+
 PARSERS: tuple[Parser, ...] = (
     Parser("onnx", "m.onnx", _onnx, _read_onnx, share=0.05),
     Parser("tflite", "m.tflite", _tflite, _read_tflite, share=0.1),
@@ -275,6 +361,11 @@ PARSERS: tuple[Parser, ...] = (
     Parser("archive-members", "m.tar.xz", _tar, _read_archive, lzma.compress, share=0.2),
     Parser("targets", "targets.yaml", _targets, _read_targets, share=0.2),
     Parser("project", "edgepack.yaml", _project, _read_project),
+    Parser("figures", "base.json", _figures, _read_figures, share=0.4),
+    Parser("counted-costs", "t.json", _counted, _read_counted, share=0.1),
+    Parser("measured-costs", "t.json", _measured, _read_measured, share=0.1),
+    Parser("probe", "reply.json", _probe, _read_probe),
+    Parser("page", "report.json", _page, _read_page, share=0.3),
 )
 
 
