@@ -269,8 +269,16 @@ sweep_up() { # no job runs: what is left of those whose shell was killed
     restore_governors
 }
 
-idle() { # nobody has asked for anything in two minutes, and nothing runs
-    [ -z "$(find "$root/lock" -mmin -2 2> /dev/null)" ] && ! others
+idle() { # nobody has asked for anything in two minutes, and nothing runs; asked twice, as a refresh may come in between
+    ! fresh && ! fresh && ! others
+}
+
+fresh() { # a lock out of the future is none: the clock has been put back, as at a start without a battery
+    if touch "$root/now" 2> /dev/null; then
+        [ -n "$(find "$root/lock" -mmin -2 ! -newer "$root/now" 2> /dev/null)" ]
+    else
+        [ -n "$(find "$root/lock" -mmin -2 2> /dev/null)" ]
+    fi
 }
 
 unlock() { # OWNER

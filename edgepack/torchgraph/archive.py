@@ -262,6 +262,7 @@ def _check_treespec(path: Path, text: str) -> None:
     """Only plain containers; what names the arguments of `forward` must be identifiers, for source is made of it."""
     try:
         spec = json.loads(text)
+        names = _keyword_names(spec)
     except ValueError as err:
         raise ModelError(f"{path}: a treespec is not JSON ({first_line(err)})") from err
     for key, value in _fields(spec):
@@ -269,7 +270,7 @@ def _check_treespec(path: Path, text: str) -> None:
             raise _refuse(path, f"inputs or outputs of type {value!r}")
         if "__enum__" in text:
             raise _refuse(path, "inputs or outputs with enum keys")
-    for name in _keyword_names(spec):
+    for name in names:
         if not (isinstance(name, str) and _is_name(name)):
             raise _refuse(path, f"the argument name {str(name)[:120]!r} is not plain")
 
