@@ -31,16 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cases", type=int, default=1_000_100, help="of all parsers together: each gets its share, rounded down"
     )
+    parser.add_argument("--only", action="append", default=[], help="a parser; the rows of others stay as they are")
     parser.add_argument("--seed", type=int, default=0, help="of the first case")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts.json"
         command = [sys.executable, "-m", "tests.fuzz", "--cases", str(given.cases), "--seed", str(given.seed)]
+        command += [part for name in given.only for part in ("--only", name)]
         own = {"PYTHONPATH": f".{os.pathsep}bench", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*command, "--json", str(counts)], cwd=figures_file.TOP, env={**os.environ, **own}, check=False
         )
         rows = json.loads(counts.read_text())
+    kept = {row["parser"]: row for row in [*((given.only and figures_file.rows(NAME)) or []), *rows]}
+    rows = list(kept.values())
     stored = figures_file.store(NAME, {"seed": given.seed, "rows": rows})
     put_section("fuzz", COMMAND, stored, render(rows))
     return done.returncode

@@ -10,6 +10,8 @@ from typing import Any
 
 from edgepack.errors import InputError
 
+MOST_DROP = 1e300
+"""Of a metric, in its unit: what any number of a file can be turned into."""
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
 
 
@@ -70,7 +72,7 @@ def _share(name: str, value: Any, where: str) -> float:
 
 
 def _drop(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_DROP:
         raise InputError(
             f"{where}: drop: found {str(value)[:40]!r}, expected a number in the metric's unit, such as 0.5"
         )

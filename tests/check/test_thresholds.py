@@ -28,6 +28,7 @@ def test_what_is_not_given_is_as_by_default() -> None:
         ({"size": 0.01}, "size: found '0.01', expected a share such as 2%", None),
         ({"misses": "-1%"}, "misses: found '-1%'", None),
         ({"drop": "0.5"}, "drop: found '0.5', expected a number", None),
+        ({"drop": 10**400}, "drop: found '1000", None),
         ({"drop": float("nan")}, "drop: found 'nan'", None),
         ({"drop": True}, "drop: found 'True'", None),
     ],

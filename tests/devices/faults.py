@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +27,6 @@ SCHEDULE = replace(
     QUICK, processes=2, warmup_runs=1, warmup_s=0.0, runs=5, seconds=0.02, cold_runs=2, extra_processes=0, retries=0
 )
 PATIENCE_S = 20.0
-_POWER = ThreadPoolExecutor(1)
-"""Whose thread switches devices on: they go off with it, so it stays."""
 MOST_S = 240.0
 """So long a bench is begun again before it counts as lost; a lock whose owner was killed holds for two minutes."""
 
@@ -69,7 +66,6 @@ class Faults:
 
     def __init__(self, rig: sshd.Rig, draw: random.Random) -> None:
         self._rig, self._draw = rig, draw
-        _POWER.submit(int).result()  # its thread is there from the beginning
         self.kinds: dict[str, Callable[[], None]] = {
             "reset": rig.relay.reset,
             "cut": lambda: rig.relay.cut_after(draw.randrange(1, 20_000)),
@@ -78,7 +74,6 @@ class Faults:
             "kill": self._kill,
             "full disk": self._fill,
             "clock jump": self._jump,
-            "restart": self._restart,
         }
 
     def _stall(self) -> None:
@@ -115,11 +110,6 @@ class Faults:
             with suppress(OSError):  # it has gone meanwhile
                 stat = path.lstat()
                 os.utime(path, (stat.st_atime + jump_s, stat.st_mtime + jump_s), follow_symlinks=False)
-
-    def _restart(self) -> None:
-        """The power goes, and the cache folder with it: it is in memory there."""
-        self._rig.relay.reset()
-        _POWER.submit(self._rig.machine.reboot).result()
 
     @contextmanager
     def going_on(self, counts: Counts, pause_s: tuple[float, float]) -> Iterator[None]:

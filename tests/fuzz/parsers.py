@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgepack.errors import StableDeviceError
 from edgepack.model.types import TensorSpec
 from edgepack.workspace import shipped
 
@@ -209,6 +210,16 @@ def _project() -> list[bytes]:
     return [b"model: a.onnx\ntarget: rpi4\nmax-drop: 0.5\nkeep: [a, b]\n"]
 
 
+def _thresholds() -> list[bytes]:
+    return [b"model: a.onnx\ncheck: {size: 5%, drop: 0.5, misses: 10%}\n", b"check:\n  size: 1%\n"]
+
+
+def _native() -> list[bytes]:
+    from tests.devices.test_native import BENCHMARK_MODEL
+
+    return [BENCHMARK_MODEL.encode()]
+
+
 SPECS = (TensorSpec("x", (None, 16), np.dtype(np.float32)),)
 
 
@@ -278,6 +289,23 @@ def _read_project(path: Path) -> object:
     from edgepack.cli.project import read_project
 
     return read_project(path, {"model": "model", "target": "target", "max-drop": "max_drop", "keep": "keep"})
+
+
+def _read_thresholds(path: Path) -> object:
+    from edgepack.cli.project import read_thresholds
+
+    return read_thresholds(path)
+
+
+def _read_native(path: Path) -> object:
+    from edgepack.devices.native_probe import read_benchmark_model, read_perf_test
+
+    text = path.read_bytes().decode(errors="replace")
+    try:
+        read_perf_test("run", text, text, warmup_runs=1, warmup_s=0.0)
+    except StableDeviceError:
+        return read_benchmark_model("run", text)
+    return text
 
 
 def _read_figures(path: Path) -> object:
@@ -361,6 +389,8 @@ PARSERS: tuple[Parser, ...] = (
     Parser("archive-members", "m.tar.xz", _tar, _read_archive, lzma.compress, share=0.2),
     Parser("targets", "targets.yaml", _targets, _read_targets, share=0.2),
     Parser("project", "edgepack.yaml", _project, _read_project),
+    Parser("thresholds", "edgepack.yaml", _thresholds, _read_thresholds),
+    Parser("native-tool", "said.txt", _native, _read_native),
     Parser("figures", "base.json", _figures, _read_figures, share=0.4),
     Parser("counted-costs", "t.json", _counted, _read_counted, share=0.1),
     Parser("measured-costs", "t.json", _measured, _read_measured, share=0.1),
