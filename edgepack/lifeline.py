@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 if sys.platform == "linux":
@@ -48,8 +49,11 @@ class TiedProcess(subprocess.Popen[Any]):
         try:
             super().__init__(command, start_new_session=True, pass_fds=(reading,), **more)
             end_with(reading, -self.pid)
-        except BaseException:
+        except BaseException:  # Ctrl-C among them, which may come when the process runs already
             self.let_go()
+            if getattr(self, "pid", None):
+                with suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
             raise
         finally:
             os.close(reading)

@@ -131,9 +131,9 @@ def run_client(
     threads = [threading.Thread(target=reader.run, daemon=True) for reader in (out, err)]
     if stdin:
         threads.append(threading.Thread(target=_feed, args=(process.stdin, stdin), daemon=True))
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         if ended is not None:  # asleep until then: `wait` would look twenty times a second, beside what is measured
             until = time.monotonic() + timeout_s
             # A second at a time: Ctrl-C may have gone to another thread, and is heard here when this one wakes.
@@ -150,7 +150,8 @@ def run_client(
         if process.returncode is None:  # also on Ctrl-C
             kill_group(process)
         for thread in threads:
-            thread.join(timeout=5.0)
+            if thread.ident is not None:  # else Ctrl-C came before it started
+                thread.join(timeout=5.0)
         for file in (process.stdout, process.stderr):
             if file is not None:
                 file.close()

@@ -27,7 +27,7 @@ HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "litert_torch", "ai_edge_lit
 def commands() -> Iterator[tuple[str, ...]]:
     for command in app.registered_commands:
         assert command.callback is not None
-        yield (command.name or command.callback.__name__,)
+        yield (command.name or command.callback.__name__.replace("_", "-"),)
     for group in app.registered_groups:
         assert group.typer_instance is not None
         for command in group.typer_instance.registered_commands:
@@ -100,6 +100,7 @@ ARGUMENTS = {
     ("bench",): ["pack"],
     ("check",): ["pack"],
     ("build",): ["m.onnx", "--target", "rpi4"],
+    ("build-all",): ["zoo.yaml"],
     ("compare",): ["pack"],
     ("emulator", "costs"): ["--target", "rpi4"],
     ("inspect",): ["m.onnx"],
